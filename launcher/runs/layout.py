@@ -1,0 +1,108 @@
+"""The run folder: where everything of a run lies. Paths only; nothing here touches the disk.
+
+    runs/<id>/
+      launch.json               the frozen LaunchPlan; launch.sha256 holds its hash
+      job.json                  the JobSpec the ranks read
+      memory_plan.json          the MemoryPlan
+      deepspeed.json | fsdp.json    only where the sharding has one
+      state.json                what the launcher knows (records.RunState), rewritten atomically
+      events.jsonl              stages, one JSON line each, appended by launcher and rank 0
+      metrics.jsonl             training and evaluation metrics, rank 0 only
+      control/stop-<attempt>    exists: every rank stops at the end of its step
+      attempts/<k>/             one folder a start:
+        started.json finished.json stopped.json     markers, written last, by rank 0
+        failed-rank-<r>.json                        by the rank that failed
+        measured-rank-<r>.json                      memory, by every rank
+        logs/                                       by the program that starts the ranks
+      checkpoints/checkpoint-<step>/manifest.json   written last; without it the checkpoint does not count
+      result/                   adapter or model, with its own manifest.json
+      report.json loss.png      made by the launcher at the end
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Names of the files in one run folder."""
+
+    root: Path
+
+    @property
+    def launch(self) -> Path:
+        return self.root / "launch.json"
+
+    @property
+    def launch_hash(self) -> Path:
+        return self.root / "launch.sha256"
+
+    @property
+    def job(self) -> Path:
+        return self.root / "job.json"
+
+    @property
+    def memory_plan(self) -> Path:
+        return self.root / "memory_plan.json"
+
+    @property
+    def deepspeed(self) -> Path:
+        return self.root / "deepspeed.json"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state.json"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".lock"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def result(self) -> Path:
+        return self.root / "result"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.json"
+
+    @property
+    def loss_curve(self) -> Path:
+        return self.root / "loss.png"
+
+    def stop_file(self, attempt: int) -> Path:
+        return self.root / "control" / f"stop-{attempt}"
+
+    def attempt(self, attempt: int) -> Path:
+        return self.root / "attempts" / str(attempt)
+
+    def logs(self, attempt: int) -> Path:
+        return self.attempt(attempt) / "logs"
+
+    def started(self, attempt: int) -> Path:
+        return self.attempt(attempt) / "started.json"
+
+    def finished(self, attempt: int) -> Path:
+        return self.attempt(attempt) / "finished.json"
+
+    def stopped(self, attempt: int) -> Path:
+        return self.attempt(attempt) / "stopped.json"
+
+    def failed(self, attempt: int, rank: int) -> Path:
+        return self.attempt(attempt) / f"failed-rank-{rank}.json"
+
+    def measured(self, attempt: int, rank: int) -> Path:
+        return self.attempt(attempt) / f"measured-rank-{rank}.json"

