@@ -1,0 +1,10 @@
+"""Where the project's own files are, whether it is installed or run from a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def conf_dir() -> Path:
+    """The folder conf/, which is installed beside the package launcher/."""
+    return Path(__file__).resolve().parent.parent / "conf"
