@@ -28,26 +28,20 @@ MAX_ANSWER_CHARACTERS = 320
 
 # Modules whose import does nothing but define names. One that this Python was built without is passed over.
 _MODULES = """
-    abc argparse array ast base64 binascii bisect bz2 calendar cmath cmd code codecs collections collections.abc
-    colorsys concurrent.futures configparser contextlib contextvars copy csv ctypes dataclasses datetime decimal difflib
-    dis email.message email.utils enum errno filecmp fileinput fnmatch fractions ftplib functools gc getopt getpass
-    gettext glob graphlib gzip hashlib heapq hmac html html.parser http.client http.cookies http.server imaplib inspect
-    io ipaddress itertools json keyword linecache locale logging logging.handlers lzma mailbox marshal math mimetypes
-    mmap numbers operator os os.path pathlib pdb pickle pkgutil platform plistlib poplib pprint profile pstats queue
-    quopri random re reprlib sched secrets select selectors shelve shlex shutil signal smtplib socket socketserver
-    sqlite3 ssl stat statistics string struct subprocess sys sysconfig tarfile tempfile textwrap threading time timeit
-    token tokenize traceback tracemalloc types typing unicodedata unittest urllib.parse urllib.request uuid venv
-    warnings wave weakref webbrowser xml.dom.minidom xml.etree.ElementTree xmlrpc.client zipfile zipimport zlib zoneinfo
+    abc argparse array ast base64 bisect bz2 calendar collections collections.abc concurrent.futures configparser
+    contextlib contextvars copy csv dataclasses datetime decimal difflib email.message enum errno filecmp fnmatch
+    fractions functools getpass gettext glob graphlib gzip hashlib heapq hmac html html.parser http.client http.server
+    io ipaddress itertools json keyword linecache locale logging lzma math mimetypes numbers operator os.path pathlib
+    pickle platform pprint queue random re sched secrets selectors shelve shlex shutil signal socket sqlite3 statistics
+    string struct subprocess sys tarfile tempfile textwrap threading time timeit traceback types typing unicodedata
+    unittest urllib.parse urllib.request uuid warnings weakref xml.etree.ElementTree zipfile zlib
 """
 # Classes whose methods are asked about; of other classes only the class itself is.
 _CLASSES_WITH_METHODS = """
     argparse.ArgumentParser collections.Counter collections.OrderedDict collections.deque configparser.ConfigParser
-    csv.DictWriter datetime.date datetime.datetime datetime.timedelta decimal.Decimal fractions.Fraction
-    html.parser.HTMLParser io.StringIO io.TextIOWrapper ipaddress.IPv4Network logging.Logger pathlib.Path
-    pathlib.PurePath queue.Queue sched.scheduler shelve.Shelf socket.socket sqlite3.Connection sqlite3.Cursor
-    string.Formatter struct.Struct subprocess.Popen tarfile.TarFile tempfile.TemporaryDirectory textwrap.TextWrapper
-    threading.Barrier threading.Condition threading.Event threading.Thread unittest.TestCase
-    xml.etree.ElementTree.Element zipfile.ZipFile
+    datetime.date datetime.datetime fractions.Fraction logging.Logger pathlib.Path pathlib.PurePath queue.Queue
+    string.Formatter subprocess.Popen threading.Barrier threading.Condition threading.Event threading.Thread
+    zipfile.ZipFile
 """
 _BUILTIN_TYPES = (
     bool,
@@ -67,11 +61,10 @@ _BUILTIN_TYPES = (
 )
 
 # Where the members of a module say they are from, if it is neither the module nor its C helper.
-_OTHER_HOMES = {
-    "os": ("posix",),
-    "os.path": ("posixpath", "genericpath"),
-    "datetime": ("datetime",),
-}
+_OTHER_HOMES = {"os.path": ("posixpath", "ntpath", "genericpath")}
+
+# Sentences that lead to text which is not in the answer.
+_POINTS_ELSEWHERE = re.compile(r"\b(following|below|here are|syntax is|see section|Arguments:)", re.IGNORECASE)
 
 _WORDINGS = {
     "module": (
@@ -135,20 +128,25 @@ def make_rows() -> list[dict[str, str]]:
 
 def first_sentences(documentation: str) -> str:
     """The whole sentences at the beginning of a text that fit the longest answer; '' where there are none."""
-    paragraph = _first_paragraph(documentation)
     answer = ""
-    for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z`'\"(])", paragraph):
+    for sentence in _sentences(_first_paragraph(documentation)):
         longer = f"{answer} {sentence}".lstrip()
-        if len(longer) > MAX_ANSWER_CHARACTERS or not sentence.endswith((".", "!", "?")):
+        whole = sentence.endswith((".", "!", "?")) and not _POINTS_ELSEWHERE.search(sentence)
+        if len(longer) > MAX_ANSWER_CHARACTERS or not whole:
             break
         answer = longer
     return answer if len(answer) >= MIN_ANSWER_CHARACTERS else ""
 
 
+def _sentences(paragraph: str) -> list[str]:
+    """Split after a full stop that a capital follows, unless it is an abbreviation's."""
+    return re.split(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.)(?<!cf\.)(?<!vs\.)\s+(?=[A-Z`'\"(])", paragraph)
+
+
 def _first_paragraph(documentation: str) -> str:
     """The first paragraph of prose, in one line: signatures, headings, examples and lists are passed over."""
     for block in re.split(r"\n\s*\n", inspect.cleandoc(documentation)):
-        text = " ".join(block.split())
+        text = re.sub(r"(?<=\w-) (?=\w)", "", " ".join(block.split()))  # words broken over two lines
         if text[:1].isupper() and not re.search(r">>>|\*\*\*|===|---|->|::|^[-*] |\\[nt]|\|", text):
             return text
     return ""
@@ -207,9 +205,12 @@ def _methods(owner: type, owner_name: str) -> Iterator[Subject]:
 def _topics() -> Iterator[Subject]:
     for text in topics.values():
         title, _, body = text.partition("\n")
-        yield Subject("topic", _topic_name(title), body)
+        if "—" not in title:  # those head the library's chapters, not the language's
+            # "The del statement deletes its targets:" and then its grammar: the sentence stands without it.
+            yield Subject("topic", _topic_name(title), body.replace(":\n\n", ".\n\n"))
 
 
 def _topic_name(title: str) -> str:
-    name = title.strip().replace('"', "`")
-    return name[:1].lower() + name[1:] if not name.isupper() else name
+    """'The "del" statement' as a person says it inside a sentence: the `del` statement."""
+    words = title.strip().split()
+    return " ".join(f"`{word[1:-1]}`" if word.startswith('"') else word.lower() for word in words)
