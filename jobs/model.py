@@ -1,0 +1,125 @@
+"""The model and its tokenizer: loaded from where the job says, in the dtypes of launcher.precision, adapters attached.
+
+Only safetensors files are read, and code that comes with a model is never run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+
+from jobs.dtypes import torch_dtype
+from launcher.precision import Dtypes, dtypes, is_deepspeed
+from launcher.spec import ActivationCheckpointing, JobSpec, LoraBias, MethodKind, MethodSpec, ModelSpec, ShardKind
+
+ALL_LINEAR = "all-linear"
+
+
+def location(model: ModelSpec) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds the model: a directory or hub id, and the arguments that go with it."""
+    if model.source == "hub":
+        assert model.hub_id is not None
+        return model.hub_id, {"revision": model.revision}
+    if model.source == "embedded":
+        from jobs.embedded import model_dir
+
+        return str(model_dir()), {"local_files_only": True}
+    assert model.path is not None
+    return str(Path(model.path).resolve()), {"local_files_only": True}
+
+
+def load_tokenizer(spec: JobSpec) -> Any:
+    """The model's tokenizer, with a padding token."""
+    where, arguments = location(spec.model)
+    tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **arguments)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(spec: JobSpec, *, device: torch.device) -> Any:
+    """The model ready for the Trainer: loaded, adapters attached, activation checkpointing on, every dtype as planned.
+
+    TrainingArguments must exist before: ZeRO-3 and rank-0 loading are found through the state it sets up.
+    """
+    planned = dtypes(spec)
+    where, arguments = location(spec.model)
+    model = AutoModelForCausalLM.from_pretrained(
+        where,
+        dtype=torch_dtype(planned.trained if planned.frozen is None else planned.frozen),
+        attn_implementation=spec.train.attention.value,
+        trust_remote_code=False,
+        use_safetensors=True,
+        **arguments,
+        **_quantisation(spec, device),
+    )
+    if spec.train.activation_checkpointing is ActivationCheckpointing.FULL:
+        # Non-reentrant: frozen inputs need no gradient, and FSDP2 and DDP need no special case.
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if spec.method.kind is not MethodKind.FULL:
+        model = attach_adapters(model, spec, planned)
+    return model
+
+
+def attach_adapters(model: PreTrainedModel, spec: JobSpec, planned: Dtypes) -> Any:
+    """Wrap the model with LoRA adapters whose first values depend on the job's seed alone."""
+    from peft import get_peft_model
+
+    torch.manual_seed(spec.train.seed)  # the same adapters under every sharding, however the base was loaded
+    adapted = get_peft_model(model, lora_config(spec.method), autocast_adapter_dtype=False)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch_dtype(planned.trained))
+    return adapted
+
+
+def lora_config(method: MethodSpec) -> Any:
+    """peft's configuration of the method's adapters."""
+    from peft import LoraConfig, TaskType
+
+    assert method.targets is not None
+    assert method.bias is not None
+    return LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=ALL_LINEAR if method.targets == (ALL_LINEAR,) else list(method.targets),
+        bias=_PEFT_BIAS[method.bias],
+        task_type=TaskType.CAUSAL_LM,
+    )
+
+
+_PEFT_BIAS = {LoraBias.NONE: "none", LoraBias.LORA_ONLY: "lora_only", LoraBias.ALL: "all"}
+
+
+def _quantisation(spec: JobSpec, device: torch.device) -> dict[str, Any]:
+    """How bitsandbytes quantises, and where it puts the result.
+
+    FSDP2 and ZeRO-3 move the weights themselves; elsewhere they must be on the rank's own device from the start.
+    """
+    method = spec.method
+    if method.kind is not MethodKind.QLORA:
+        return {}
+    assert method.quant_type is not None
+    assert method.compute_dtype is not None
+    assert method.storage_dtype is not None
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=method.quant_type.value,
+        bnb_4bit_use_double_quant=method.double_quant,
+        bnb_4bit_compute_dtype=torch_dtype(method.compute_dtype),
+        bnb_4bit_quant_storage=torch_dtype(method.storage_dtype),
+    )
+    placed = spec.shard.kind in (ShardKind.DDP, ShardKind.ZERO2)
+    return {"quantization_config": config, **({"device_map": {"": device}} if placed else {})}
+
+
+def result_dtype(spec: JobSpec) -> torch.dtype:
+    """The dtype of the saved result: adapters as trained, a full model in its compute dtype, as it will be used."""
+    planned = dtypes(spec)
+    if spec.method.kind is MethodKind.FULL or is_deepspeed(spec.shard.kind):
+        return torch_dtype(planned.compute)
+    return torch_dtype(planned.trained)

@@ -1,0 +1,106 @@
+"""The glue between the job and the sharding libraries: what each of them needs to do what its name says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from jobs.dtypes import torch_dtype
+from launcher.precision import dtypes, is_deepspeed
+from launcher.spec import JobSpec, Precision, ShardKind
+
+
+def prepare_libraries(spec: JobSpec) -> None:
+    """Settle what the libraries would otherwise decide by themselves; before any of them builds its state."""
+    if is_deepspeed(spec.shard.kind) and spec.device.kind == "cpu":
+        skip_deepspeed_compilation()
+
+
+def skip_deepspeed_compilation() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives at the first use on CPU (57-88 s); gloo serves."""
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def accelerator_context(spec: JobSpec) -> Any:
+    """The context in which the Trainer must be built."""
+    if spec.shard.kind is ShardKind.FSDP and spec.device.kind == "cpu":
+        return fsdp_on_cpu()
+    return nullcontext()
+
+
+@contextmanager
+def fsdp_on_cpu() -> Iterator[None]:
+    """Make accelerate shard on CPU ranks.
+
+    AcceleratorState turns MULTI_GPU into FSDP where a plugin is given, but leaves MULTI_CPU alone, which then trains
+    DDP with exit code 0 (accelerate 1.15, state.py). This does for MULTI_CPU what that does for MULTI_GPU.
+    """
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    original = AcceleratorState.__init__
+
+    def initialise(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type is DistributedType.MULTI_CPU:
+            self.distributed_type = DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+            self.fsdp_plugin = fsdp_plugin
+
+    AcceleratorState.__init__ = initialise  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        AcceleratorState.__init__ = original  # type: ignore[method-assign]
+
+
+def set_fsdp_precision(plugin: Any, spec: JobSpec) -> None:
+    """Half-precision all-gathers, fp32 reductions, and outputs left as they are.
+
+    accelerate's own policy reduces in half precision and casts the loss to it too.
+    """
+    if spec.train.precision in (Precision.FP32, Precision.BF16_PURE):
+        return
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=torch_dtype(dtypes(spec).compute), reduce_dtype=torch.float32, output_dtype=None
+    )
+
+
+def wrapper_name(model: nn.Module) -> str:
+    """What the model really is wrapped in: fsdp, ddp, deepspeed, or none."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(model, FSDPModule):
+        return "FSDPModule"
+    name = type(model).__name__
+    return name if name in ("DistributedDataParallel", "DeepSpeedEngine") else "none"
+
+
+def expected_wrapper(spec: JobSpec) -> str:
+    """What the model must be wrapped in. One rank under ddp needs no wrapper."""
+    if spec.shard.kind is ShardKind.DDP:
+        return "DistributedDataParallel" if spec.world_size > 1 else "none"
+    return "FSDPModule" if spec.shard.kind is ShardKind.FSDP else "DeepSpeedEngine"
+
+
+def num_local_elements(parameter: nn.Parameter) -> int:
+    """Elements of this parameter that this rank stores: its shard under FSDP2 and ZeRO-3, all of it elsewhere."""
+    if hasattr(parameter, "ds_tensor"):
+        return int(parameter.ds_tensor.numel())
+    local = getattr(parameter, "_local_tensor", parameter)
+    return int(local.numel())
+
+
+def num_elements(parameter: nn.Parameter) -> int:
+    """Elements of the whole parameter, however it is sharded."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

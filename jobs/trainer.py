@@ -1,0 +1,175 @@
+"""transformers' Trainer with what this job needs beside it: exact evaluation, counted rows, complete checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from jobs import checkpoint
+from jobs.sharding import set_fsdp_precision
+from jobs.stop import sum_over_ranks
+from launcher.runs.layout import RunFolder
+from launcher.spec import JobSpec, ShardKind
+
+ROW = "row"
+NUM_TOKENS = "num_tokens"
+IGNORED_LABEL = -100
+
+
+class Numbered(Dataset):  # type: ignore[type-arg]
+    """A dataset whose rows know their number, so that it can be shown which rows a rank was given."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self._rows[index], ROW: index}
+
+
+class NumberedCollator:
+    """A collator that keeps the rows' numbers, and how many tokens they have, beside the batch."""
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        self._collator = collator
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        plain = [{key: value for key, value in feature.items() if key != ROW} for feature in features]
+        batch = dict(self._collator(plain))
+        num_tokens = sum(len(feature["input_ids"]) for feature in features)
+        rows = torch.tensor([feature[ROW] for feature in features])
+        return {**batch, ROW: rows, NUM_TOKENS: torch.tensor([num_tokens])}
+
+
+class JobTrainer(Trainer):
+    """One job's trainer.
+
+    step_rows, step_tokens: what this rank was given for the current optimizer step. step_began_s: when it was.
+    saved_dtype: the dtype that a whole model is saved in, None to save it as it is held.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: JobSpec,
+        run: RunFolder,
+        on_checkpoint: Callable[[Path], None],
+        train_dataset: Sized,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        **kwargs: Any,
+    ) -> None:
+        self.spec = spec
+        self.run_folder = run
+        self.on_checkpoint = on_checkpoint
+        self.step_rows: list[int] = []
+        self.step_tokens = 0
+        self.step_began_s = 0.0
+        self.saved_dtype: torch.dtype | None = None
+        self.plain_collator = data_collator
+        super().__init__(train_dataset=Numbered(train_dataset), data_collator=NumberedCollator(data_collator), **kwargs)
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        arguments = super()._build_accelerator_args(**kwargs)
+        if self.spec.shard.gradient_as_bucket_view:
+            arguments["kwargs_handlers"][0].gradient_as_bucket_view = True
+        if self.spec.shard.kind is ShardKind.FSDP:
+            set_fsdp_precision(arguments["fsdp_plugin"], self.spec)
+        return arguments
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The step's micro batches, their rows noted and taken out."""
+        self.step_began_s = time.perf_counter()
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.step_rows = [row for batch in batches for row in batch.pop(ROW).tolist()]
+        self.step_tokens = sum(int(batch.pop(NUM_TOKENS)) for batch in batches)
+        return batches, num_items
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:  # type: ignore[type-arg]
+        """This rank's share of the held-out rows. All ranks take equally many batches, for each is a collective."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        share = _share(rows, rank=self.args.process_index, world_size=self.args.world_size)
+        return DataLoader(share, batch_size=self.args.eval_batch_size, collate_fn=self.plain_collator)  # type: ignore[arg-type]
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,  # type: ignore[type-arg]
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The mean loss over all held-out tokens, the same for any number of ranks and any micro batch.
+
+        The Trainer's own loop averages the means of batches and repeats rows to fill the last one.
+        """
+        del description, prediction_loss_only, ignore_keys
+        self.model.eval()
+        loss_sum, num_tokens = 0.0, 0
+        for batch in dataloader:
+            inputs = self._prepare_inputs(batch)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                # Divided by one item, the model's loss is the sum over its tokens.
+                loss = self.model(**inputs, num_items_in_batch=1)["loss"]
+            loss_sum += float(loss)
+            num_tokens += int(inputs["labels"][..., 1:].ne(IGNORED_LABEL).sum())
+        loss_sum, total = sum_over_ranks([loss_sum, float(num_tokens)], self.args.device)
+        return EvalLoopOutput(
+            predictions=None,  # type: ignore[arg-type]
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_loss": loss_sum / total},
+            num_samples=len(self.eval_dataset),  # type: ignore[arg-type]
+        )
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = self.run_folder.checkpoints / f"{checkpoint.PREFIX}{self.state.global_step}"
+        if self.is_world_process_zero() and folder.exists():
+            checkpoint.discard(folder)  # what an interrupted attempt left behind
+        self.barrier()
+        super()._save_checkpoint(model, trial)
+        self.barrier()
+        if self.is_world_process_zero():
+            self.on_checkpoint(folder)
+        self.barrier()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.saved_dtype is None or not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        state = model.state_dict() if state_dict is None else state_dict
+        cast = {name: _cast(tensor, self.saved_dtype) for name, tensor in state.items()}
+        held = model.config.dtype
+        model.config.dtype = self.saved_dtype
+        try:
+            super()._save(output_dir, cast)
+        finally:
+            model.config.dtype = held
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if dist.is_initialized():
+            dist.barrier()
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _share(rows: Any, *, rank: int, world_size: int) -> list[dict[str, Any]]:
+    """Every world_size-th row, filled up with a row whose labels do not count."""
+    mine = [rows[index] for index in range(rank, len(rows), world_size)]
+    while len(mine) < -(-len(rows) // world_size):
+        mine.append({**rows[0], "labels": [IGNORED_LABEL] * len(rows[0]["labels"])})
+    return mine

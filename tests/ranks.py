@@ -1,0 +1,295 @@
+"""Real ranks for the tests: a JobSpec over a tiny model, a run folder as the launcher writes it, and torchrun."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launcher.precision import COMPUTE, is_deepspeed
+from launcher.render.types import LaunchPlan
+from launcher.runs.layout import RunFolder
+from launcher.runs.records import Event, Started, read_record
+from launcher.spec import (
+    ActivationCheckpointing,
+    Attention,
+    ClusterKind,
+    ClusterSpec,
+    DataSpec,
+    DeviceSpec,
+    Dtype,
+    JobSpec,
+    LoraBias,
+    Loss,
+    MethodKind,
+    MethodSpec,
+    ModelSpec,
+    Offload,
+    Optimizer,
+    Precision,
+    Program,
+    QuantType,
+    Schedule,
+    ShardKind,
+    ShardSpec,
+    TrackerKind,
+    TrackerSpec,
+    TrainSpec,
+    to_json,
+)
+
+TIMEOUT_S = 180.0
+
+
+def make_spec(
+    model_dir: Path,
+    data_file: Path,
+    *,
+    method: MethodKind = MethodKind.LORA,
+    shard: ShardKind = ShardKind.DDP,
+    precision: Precision = Precision.FP32,
+    world_size: int = 2,
+    **train: Any,
+) -> JobSpec:
+    """A small job on CPU ranks: 6 steps of 8 sequences, two micro batches of 2 on each of two ranks."""
+    return JobSpec(
+        model=ModelSpec(
+            name="tiny",
+            source="path",
+            hub_id=None,
+            revision=None,
+            license="none",
+            gated=False,
+            path=str(model_dir),
+            config=json.loads((model_dir / "config.json").read_text()),
+        ),
+        method=_method(method, shard, precision),
+        shard=_shard(shard),
+        data=DataSpec(name="tiny", path=str(data_file), eval_path=None, eval_fraction=0.15, max_samples=None),
+        train=dataclasses.replace(_TRAIN, precision=precision, **train),
+        device=DeviceSpec(
+            name="cpu",
+            kind="cpu",
+            memory_bytes=None,
+            compute_capability=None,
+            memory_bandwidth_bytes_per_s=None,
+            source="test",
+        ),
+        cluster=ClusterSpec(kind=ClusterKind.LOCAL),
+        tracker=TrackerSpec(kind=TrackerKind.NONE, project=None),
+        program=Program.TORCHRUN,
+        gpus_per_node=world_size,
+        nodes=1,
+    )
+
+
+_TRAIN = TrainSpec(
+    epochs=1.0,
+    max_steps=6,
+    global_batch=8,
+    micro_batch=2,
+    sequence_length=96,
+    packing=False,
+    precision=Precision.FP32,
+    optimizer=Optimizer.ADAMW,
+    learning_rate=5e-3,
+    weight_decay=0.01,
+    schedule=Schedule.COSINE,
+    warmup_ratio=0.2,
+    max_grad_norm=1.0,
+    activation_checkpointing=ActivationCheckpointing.NONE,
+    attention=Attention.SDPA,
+    loss=Loss.CROSS_ENTROPY,
+    log_every_steps=1,
+    eval_every_steps=None,
+    save_every_steps=None,
+    keep_checkpoints=2,
+    dataloader_workers=0,
+    seed=7,
+)
+
+
+def _method(kind: MethodKind, shard: ShardKind, precision: Precision) -> MethodSpec:
+    if kind is MethodKind.FULL:
+        return MethodSpec(kind=kind)
+    lora = MethodSpec(kind=kind, rank=4, alpha=8.0, dropout=0.0, targets=("all-linear",), bias=LoraBias.NONE)
+    if kind is MethodKind.LORA:
+        return lora
+    compute = COMPUTE[precision]
+    storage = compute if shard is ShardKind.FSDP else Dtype.UINT8
+    return dataclasses.replace(
+        lora, quant_type=QuantType.NF4, double_quant=True, compute_dtype=compute, storage_dtype=storage
+    )
+
+
+def _shard(kind: ShardKind) -> ShardSpec:
+    if kind is ShardKind.DDP:
+        return ShardSpec(kind=kind, offload=Offload.NONE, bucket_cap_mb=25, gradient_as_bucket_view=True)
+    if kind is ShardKind.FSDP:
+        return ShardSpec(kind=kind, offload=Offload.NONE, reshard_after_forward=True)
+    engine = ShardSpec(
+        kind=kind,
+        offload=Offload.NONE,
+        reduce_bucket_size=500_000,
+        allgather_bucket_size=500_000,
+        overlap_comm=False,
+    )
+    if kind is ShardKind.ZERO2:
+        return engine
+    return dataclasses.replace(
+        engine,
+        prefetch_bucket_size=50_000,
+        param_persistence_threshold=0,
+        max_live_parameters=1_000_000_000,
+        max_reuse_distance=1_000_000_000,
+        sub_group_size=1_000_000_000,
+    )
+
+
+def deepspeed_config(spec: JobSpec) -> dict[str, Any]:
+    """The DeepSpeed settings that jobs/train.py is made for."""
+    shard, train = spec.shard, spec.train
+    zero: dict[str, Any] = {
+        "stage": 2 if shard.kind is ShardKind.ZERO2 else 3,
+        "overlap_comm": shard.overlap_comm,
+        "contiguous_gradients": True,
+        "reduce_scatter": True,
+        "reduce_bucket_size": shard.reduce_bucket_size,
+        "allgather_bucket_size": shard.allgather_bucket_size,
+    }
+    if shard.kind is ShardKind.ZERO3:
+        zero |= {
+            "stage3_prefetch_bucket_size": shard.prefetch_bucket_size,
+            "stage3_param_persistence_threshold": shard.param_persistence_threshold,
+            "stage3_max_live_parameters": shard.max_live_parameters,
+            "stage3_max_reuse_distance": shard.max_reuse_distance,
+            "sub_group_size": shard.sub_group_size,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    pure = train.precision is Precision.BF16_PURE
+    return {
+        "train_micro_batch_size_per_gpu": spec.micro_batch,
+        "gradient_accumulation_steps": spec.gradient_accumulation,
+        "gradient_clipping": train.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": train.precision in (Precision.BF16_MIXED, Precision.BF16_PURE)}
+        | ({"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True} if pure else {}),
+        "fp16": {"enabled": train.precision is Precision.FP16_MIXED},
+        "steps_per_print": 1_000_000_000,
+        "zero_optimization": zero,
+    }
+
+
+def write_run(root: Path, spec: JobSpec) -> RunFolder:
+    """Write a run folder as the launcher does, its plan frozen."""
+    run = RunFolder(root)
+    files = {"job.json": to_json(spec) + "\n"}
+    if is_deepspeed(spec.shard.kind):
+        files["deepspeed.json"] = json.dumps(deepspeed_config(spec), indent=2) + "\n"
+    plan = LaunchPlan(run_id=root.name, run_dir=str(root), argv=(), env={}, files=files)
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    run.launch.write_text(to_json(plan) + "\n")
+    run.launch_hash.write_text(plan.hash + "\n")
+    return run
+
+
+def environment(run: RunFolder, spec: JobSpec, attempt: int) -> dict[str, str]:
+    """What the launcher gives its ranks."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "FSDP_", "FITLAUNCH_"))}
+    env = kept | {
+        "PYTHONSAFEPATH": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+        "FITLAUNCH_ATTEMPT": str(attempt),
+        "FITLAUNCH_PLAN_HASH": run.launch_hash.read_text().strip(),
+        "FITLAUNCH_LAUNCHER": f"{os.getpid()}:{_start_ticks()}",
+    }
+    if spec.shard.kind is ShardKind.FSDP:
+        rank0 = spec.method.quant_type is None
+        env |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": str(rank0).lower()}
+    return env
+
+
+def start_ranks(run: RunFolder, spec: JobSpec, attempt: int = 0) -> subprocess.Popen[bytes]:
+    """Start the ranks in a session of their own; their output goes to the attempt's logs."""
+    run.logs(attempt).mkdir(parents=True, exist_ok=True)
+    argv = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"),
+        *(f"--nproc-per-node={spec.world_size}", "--max-restarts=0"),
+        *("-m", "jobs.train", str(run.root)),
+    ]
+    with (run.logs(attempt) / "ranks.log").open("wb") as log:
+        return subprocess.Popen(
+            argv, env=environment(run, spec, attempt), stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def wait_for(process: subprocess.Popen[bytes], timeout_s: float = TIMEOUT_S) -> int:
+    """Wait for the ranks; kill their whole session when they take too long."""
+    try:
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+
+
+def run_ranks(run: RunFolder, spec: JobSpec, attempt: int = 0) -> int:
+    """Start the ranks and wait for them."""
+    return wait_for(start_ranks(run, spec, attempt))
+
+
+def log_text(run: RunFolder, attempt: int = 0) -> str:
+    """What the ranks printed, for the message of a failing test."""
+    return (run.logs(attempt) / "ranks.log").read_text()[-6000:]
+
+
+def metrics(run: RunFolder, kind: str, attempt: int | None = None) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of one kind."""
+    lines = [msgspec.json.decode(line) for line in run.metrics.read_bytes().splitlines()]
+    return [line for line in lines if line["kind"] == kind and attempt in (None, line["attempt"])]
+
+
+def losses(run: RunFolder, attempt: int | None = None) -> dict[int, float]:
+    """Training loss by step; of the last attempt that did the step."""
+    return {line["step"]: line["loss"] for line in metrics(run, "train", attempt)}
+
+
+def started(run: RunFolder, attempt: int = 0) -> Started:
+    """started.json, which must be there."""
+    record = read_record(run.started(attempt), Started)
+    assert record is not None, log_text(run, attempt)
+    return record
+
+
+def wait_for_step(run: RunFolder, process: subprocess.Popen[bytes], step: int, timeout_s: float = TIMEOUT_S) -> None:
+    """Return once metrics.jsonl has this step."""
+    deadline = time.monotonic() + timeout_s
+    while not (run.metrics.exists() and step in losses(run)):
+        assert process.poll() is None, log_text(run)
+        assert time.monotonic() < deadline, f"step {step} was not reached"
+        time.sleep(0.02)
+
+
+def stages(run: RunFolder) -> list[str]:
+    """The stages in events.jsonl, in order."""
+    return [msgspec.json.decode(line, type=Event).stage for line in run.events.read_bytes().splitlines()]
+
+
+def _start_ticks() -> int:
+    stat = Path("/proc/self/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[19])
