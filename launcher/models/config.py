@@ -10,8 +10,8 @@ from typing import Any
 from launcher.errors import InputError, Problem
 from launcher.models.architectures import ARCHITECTURES
 
-# transformers 5 writes qwen3_moe's num_experts as num_local_experts and reads either.
-ALIASES = {"num_experts": "num_local_experts"}
+# transformers 5 writes qwen3_moe's num_experts as num_local_experts, and torch_dtype as dtype; it reads either.
+ALIASES = {"num_experts": "num_local_experts", "torch_dtype": "dtype"}
 
 COUNTS = (
     "hidden_size",
@@ -34,7 +34,7 @@ LISTS_OR_NULL = ("layer_types", "mlp_only_layers")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The entries of path/config.json that decide shapes and attention, under transformers' own names.
+    """The entries of path/config.json that decide shapes, dtypes and attention, under transformers' own names.
 
     Raises InputError for a directory without a readable config.json, an unsupported model type, a model that is
     already quantised, and widths that no model can have.
@@ -52,9 +52,9 @@ def read_config(path: Path) -> dict[str, Any]:
     problems = check_config(loaded)
     if problems:
         raise InputError(problems)
-    known = ARCHITECTURES[loaded["model_type"]].defaults
     given = {ALIASES.get(key, key): value for key, value in loaded.items()}
-    return {"model_type": loaded["model_type"], **{key: given[key] for key in known if key in given}}
+    wanted = ("model_type", "dtype", *ARCHITECTURES[loaded["model_type"]].defaults)
+    return {key: given[key] for key in wanted if key in given}
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
