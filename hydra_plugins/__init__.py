@@ -1,0 +1,1 @@
+"""Where Hydra looks for plugins; the folder's name is Hydra's."""

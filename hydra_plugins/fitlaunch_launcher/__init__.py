@@ -1,0 +1,1 @@
+"""The sweep launcher: every cell is prepared before any of them starts."""

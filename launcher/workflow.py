@@ -1,0 +1,150 @@
+"""The way of a job, from composed configuration to outcome: prepare, accept, render, run.
+
+Each step is one call; launch.py and the sweep put them together, and nothing is started before `accept`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from launcher.compose import make_spec
+from launcher.devices import listed_devices
+from launcher.errors import DoesNotFit, FitlaunchError, Interrupted, JobFailed
+from launcher.host import Host
+from launcher.planner.plan import make_plan
+from launcher.planner.types import MemoryPlan, Verdict
+from launcher.render.render import render
+from launcher.render.types import LaunchPlan
+from launcher.report.launch_table import show_launch
+from launcher.report.outcome import show_outcome, write_report
+from launcher.report.plan_json import plan_json
+from launcher.report.plan_table import show_plan
+from launcher.report.progress import ProgressView
+from launcher.runs.outcome import Outcome
+from launcher.runs.registry import new_run_id
+from launcher.spec import Fit, Mode
+from launcher.targets.local import start_and_follow, write_run_folder
+from launcher.targets.ports import free_port
+
+Conf = Mapping[str, Any]
+Compose = Callable[[Sequence[str]], Conf]
+"""Composes the configuration anew with more overrides at the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """One validated and planned job. overrides: the user's; applied: those that fit=auto added."""
+
+    overrides: tuple[str, ...]
+    plan: MemoryPlan
+    mode: Mode
+    fit: Fit
+    as_json: bool
+    explain: bool
+    runs_dir: Path
+    applied: tuple[str, ...] = ()
+
+    @property
+    def refused(self) -> bool:
+        """Whether the plan does not fit and the user wants such jobs refused."""
+        return self.plan.verdict is Verdict.DOES_NOT_FIT and self.fit is not Fit.WARN
+
+
+def prepare(overrides: Sequence[str], compose: Compose, host: Host) -> Prepared:
+    """Validate and plan; with fit=auto, take the cheapest equivalent that fits. Raises InputError."""
+    conf = compose(())
+    plan = make_plan(make_spec(conf, host), listed_devices())
+    applied: tuple[str, ...] = ()
+    if conf["fit"] == Fit.AUTO and plan.verdict is Verdict.DOES_NOT_FIT:
+        equivalent = next((s for s in plan.suggestions if not s.changes_training), None)
+        if equivalent is not None:
+            applied = equivalent.overrides
+            plan = make_plan(make_spec(compose(applied), host), listed_devices())
+    return Prepared(
+        overrides=tuple(overrides),
+        plan=plan,
+        mode=Mode(conf["mode"]),
+        fit=Fit(conf["fit"]),
+        as_json=conf["plan"]["format"] == "json",
+        explain=conf["plan"]["explain"],
+        runs_dir=Path(conf["runs_dir"]).expanduser().absolute(),
+        applied=applied,
+    )
+
+
+def show_prepared(prepared: Prepared, console: Console) -> None:
+    """The plan on the console, or as one JSON document on stdout."""
+    if prepared.as_json:
+        sys.stdout.write(plan_json(prepared.plan) + "\n")
+        return
+    show_plan(prepared.plan, console, explain=prepared.explain)
+    if prepared.applied:
+        console.print(f"\nfit=auto applied {' '.join(prepared.applied)}: the training stays the same", style="yellow")
+
+
+def refuse_if_too_large(prepared: Prepared) -> None:
+    """Raise DoesNotFit where the user wants jobs that do not fit refused."""
+    if prepared.refused:
+        raise DoesNotFit(too_large_words(prepared.plan))
+
+
+def too_large_words(plan: MemoryPlan) -> str:
+    """Why a job is refused, and what to do, in a sentence."""
+    ways = [" ".join(suggestion.overrides) for suggestion in plan.suggestions]
+    if ways:
+        way_out = f"use {', or '.join(ways)}; fit=warn starts it all the same"
+    elif plan.smallest_card:
+        way_out = f"it would fit {plan.smallest_card}"
+    else:
+        way_out = "no listed card holds it"
+    return f"the job does not fit {plan.spec.device.name}; nothing was started: {way_out}"
+
+
+def frozen(prepared: Prepared) -> LaunchPlan:
+    """The launch plan of a prepared job, under a new run id."""
+    spec = prepared.plan.spec
+    run_id = new_run_id(spec, datetime.datetime.now(), secrets.token_hex(2))
+    return render(
+        spec,
+        prepared.plan,
+        run_id=run_id,
+        runs_dir=prepared.runs_dir,
+        python=sys.executable,
+        master_port=free_port(),
+    )
+
+
+def render_only(prepared: Prepared, console: Console) -> None:
+    """mode=render: write the run folder and show the launch plan."""
+    launch = frozen(prepared)
+    write_run_folder(launch)
+    show_launch(launch, console)
+
+
+def run(prepared: Prepared, console: Console) -> Outcome:
+    """mode=run: start the job, follow it to its end, and report. The outcome says how it ended; it is not raised."""
+    launch = frozen(prepared)
+    with ProgressView(console) as progress:
+        outcome = start_and_follow(launch, observer=progress)
+    write_report(outcome, prepared.plan)
+    show_outcome(outcome, prepared.plan, console)
+    return outcome
+
+
+def raise_unless_finished(outcome: Outcome) -> None:
+    """Turn an outcome into the error that carries its exit code."""
+    if outcome.exit_code:
+        raise error_of(outcome)
+
+
+def error_of(outcome: Outcome) -> FitlaunchError:
+    """The error that carries an unfinished outcome's exit code."""
+    return (Interrupted if outcome.exit_code == Interrupted.exit_code else JobFailed)(outcome.first_cause)
