@@ -29,7 +29,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """state.json, written by the launcher. launcher_pid and launcher_start tell whether it still lives.
+    """state.json, written by the launcher. launcher_pid and launcher_start tell whether it still lives, on `host`.
 
     launcher_start: the process's start time in clock ticks since boot (/proc/PID/stat field 22).
     """
@@ -41,6 +41,7 @@ class RunState:
     updated_at_s: float
     launcher_pid: int | None = None
     launcher_start: int | None = None
+    host: str = ""
     exit_code: int | None = None
     reason: str = ""
 

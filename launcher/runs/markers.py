@@ -1,0 +1,56 @@
+"""Read the markers that the ranks of one attempt left; they, and not exit codes, say how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from launcher.runs.layout import RunFolder
+from launcher.runs.records import Failed, Finished, RankMeasurement, Started, Stopped, read_record
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Markers:
+    """What is there. failures by time, measurements by rank."""
+
+    started: Started | None
+    finished: Finished | None
+    stopped: Stopped | None
+    failures: tuple[Failed, ...]
+    measurements: tuple[RankMeasurement, ...]
+
+
+def read_markers(run: RunFolder, attempt: int) -> Markers:
+    """All markers of one attempt."""
+    return Markers(
+        started=read_record(run.started(attempt), Started),
+        finished=read_record(run.finished(attempt), Finished),
+        stopped=read_record(run.stopped(attempt), Stopped),
+        failures=tuple(sorted(_read_all(run, attempt, "failed", Failed), key=lambda failure: failure.time_s)),
+        measurements=tuple(
+            sorted(_read_all(run, attempt, "measured", RankMeasurement), key=lambda measured: measured.rank)
+        ),
+    )
+
+
+def has_failure(run: RunFolder, attempt: int) -> bool:
+    """Whether a rank has written that it failed; cheap enough to ask often."""
+    return any(run.attempt(attempt).glob("failed-rank-*.json"))
+
+
+def _read_all(run: RunFolder, attempt: int, prefix: str, kind: type[T]) -> list[T]:
+    return [
+        msgspec.json.decode(path.read_bytes(), type=kind) for path in run.attempt(attempt).glob(f"{prefix}-rank-*.json")
+    ]
+
+
+def last_attempt(run: RunFolder) -> int:
+    """The number of the last attempt, 0 where there was none."""
+    folder = run.root / "attempts"
+    if not folder.is_dir():
+        return 0
+    return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0)
