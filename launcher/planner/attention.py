@@ -1,0 +1,75 @@
+"""What attention keeps for its backward pass, and what that pass needs besides; bytes a token and block.
+
+Source: transformers 5.23 integrations/sdpa_attention.py, eager_attention_forward in models/llama, and the saved
+tensors of torch 2.13's scaled_dot_product_attention kernels (tools/autograd/derivatives.yaml).
+"""
+
+from __future__ import annotations
+
+from launcher.planner.workload import Workload
+from launcher.spec import Attention
+
+FP32 = 4
+MASK_BYTES = 1
+
+
+def query_width(work: Workload) -> int:
+    """Elements of all query heads of a token."""
+    return work.shape.num_attention_heads * work.shape.head_dim
+
+
+def key_width(work: Workload) -> int:
+    """Elements of all key heads of a token; the values are as many."""
+    return work.shape.num_key_value_heads * work.shape.head_dim
+
+
+def expands_keys(work: Workload) -> bool:
+    """Whether keys and values are repeated up to the query heads (repeat_kv): always in eager; in sdpa where a mask
+    is given, which padding does (use_gqa_in_sdpa). Flash attention takes grouped heads as they are."""
+    if work.shape.num_attention_heads == work.shape.num_key_value_heads:
+        return False
+    return work.spec.train.attention is not Attention.FLASH_ATTENTION_2
+
+
+def saved_bytes(work: Workload) -> int:
+    """Query, keys, values, output and what the softmax leaves."""
+    width, keys = work.compute_bytes, query_width(work) if expands_keys(work) else key_width(work)
+    in_and_out = width * (2 * query_width(work) + 2 * keys)
+    heads, length = work.shape.num_attention_heads, work.spec.train.sequence_length
+    if work.spec.train.attention is not Attention.EAGER:
+        return in_and_out + heads * FP32  # the log-sum-exp
+    probabilities = FP32 + (width if width != FP32 else 0)  # softmax in fp32, and its copy in the compute dtype
+    return in_and_out - width * query_width(work) + heads * length * (probabilities + soft_cap_bytes(work))
+
+
+def soft_cap_bytes(work: Workload) -> int:
+    """Per score, the tanh output that Gemma 2's soft-capping keeps."""
+    return work.compute_bytes if work.shape.attn_logit_softcapping else 0
+
+
+def working_bytes(work: Workload) -> int:
+    """The gradients of query, keys and values; in eager also of the scores, in fp32 and in the compute dtype."""
+    width, keys = work.compute_bytes, query_width(work) if expands_keys(work) else key_width(work)
+    gradients = width * (2 * query_width(work) + 2 * keys)
+    if work.spec.train.attention is not Attention.EAGER:
+        return gradients
+    heads, length = work.shape.num_attention_heads, work.spec.train.sequence_length
+    return gradients + heads * length * (width + 2 * FP32 if width != FP32 else 2 * FP32)
+
+
+def forward_working_bytes(work: Workload) -> int:
+    """What one forward pass of attention needs while nothing is kept: as saved_bytes, with the raw scores."""
+    if work.spec.train.attention is not Attention.EAGER:
+        return saved_bytes(work)
+    scores = work.shape.num_attention_heads * work.spec.train.sequence_length * work.compute_bytes
+    return saved_bytes(work) + 2 * scores
+
+
+def mask_bytes(work: Workload) -> int:
+    """The causal mask with padding, one for all blocks: boolean for sdpa, additive in the compute dtype for eager;
+    flash attention takes lengths instead."""
+    train = work.spec.train
+    if train.attention is Attention.FLASH_ATTENTION_2:
+        return 0
+    width = MASK_BYTES if train.attention is Attention.SDPA else work.compute_bytes
+    return work.spec.micro_batch * train.sequence_length**2 * width

@@ -1,0 +1,193 @@
+"""What one transformer block keeps of a token for its backward pass, part by part, and what that pass needs besides.
+
+Counted from transformers 5.23 models/llama/modeling_llama.py (the others share its parts), the tensors that torch
+2.13's autograd saves (tools/autograd/derivatives.yaml) and peft 0.21 tuners/lora/layer.py. Autograd saves what
+a gradient will need: a linear layer its input only where its weight is trained; a product each factor whose partner
+needs a gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.models import Role
+from launcher.planner import attention
+from launcher.planner.inventory import Block, Held, State
+from launcher.planner.workload import Workload
+
+FP32 = 4
+DROPOUT_MASK_BYTES = 1
+ADAPTER_MARK = ".lora_A."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockBytes:
+    """Bytes a token. norms, attention, mlp and adapters are saved; *_working is what the backward pass of that part
+    needs on top at its highest point."""
+
+    norms: int
+    attention: int
+    mlp: int
+    adapters: int
+    attention_working: int
+    mlp_working: int
+    forward_working: int
+
+    @property
+    def saved(self) -> int:
+        """Everything kept from the forward to the backward pass."""
+        return self.norms + self.attention + self.mlp + self.adapters
+
+    @property
+    def backward_peak(self) -> int:
+        """The block's own peak in its backward pass: in the MLP all is still saved; in attention the MLP's is gone."""
+        return max(self.saved + self.mlp_working, self.saved - self.mlp + self.attention_working)
+
+
+def block_bytes(work: Workload, block: Block) -> BlockBytes:
+    """The bytes of one kind of block."""
+    linears = {p.name.removesuffix(".weight"): p for p in block.parameters if p.role is Role.LINEAR}
+    adapted = adapted_modules(block)
+    hidden = work.shape.hidden_size
+    residual = hidden * work.residual_bytes
+    return BlockBytes(
+        norms=norm_bytes(work, block),
+        attention=attention.saved_bytes(work) + _attention_inputs(work, linears),
+        mlp=_mlp_saved(work, block, linears),
+        adapters=adapter_bytes(work, adapted),
+        attention_working=residual + attention.working_bytes(work),
+        mlp_working=residual + hidden * work.compute_bytes + 3 * _mlp_width(work, block) * work.compute_bytes,
+        forward_working=residual * 2 + max(attention.forward_working_bytes(work), _mlp_forward(work, block)),
+    )
+
+
+def norm_bytes(work: Workload, block: Block) -> int:
+    """RMSNorm: the input in fp32 (a copy unless it is fp32 already), the inverse root, and the normalised input where
+    the norm's weight is trained (LlamaRMSNorm.forward). Those on queries and keys run once a head."""
+    total = 0
+    for norm in (p for p in block.parameters if p.role is Role.NORM):
+        vectors, width = _norm_vectors(work, norm), norm.shape[0]
+        stream = work.compute_bytes if norm.name.startswith("self_attn.") else work.residual_bytes
+        normalised = width * stream if norm.state.is_trained else 0
+        total += vectors * (width * FP32 + FP32 + normalised)
+    return total
+
+
+def _norm_vectors(work: Workload, norm: Held) -> int:
+    if norm.name.startswith("self_attn.q_norm"):
+        return work.shape.num_attention_heads
+    return work.shape.num_key_value_heads if norm.name.startswith("self_attn.k_norm") else 1
+
+
+def _casts_inputs(work: Workload) -> bool:
+    """Whether each linear layer makes its own copy of a shared input in the compute dtype: under autocast, when the
+    input is fp32."""
+    return work.residual_bytes != work.compute_bytes
+
+
+def _input_copies(work: Workload, layers: list[Held]) -> int:
+    """Bytes of input kept for linear layers that read the same tensor."""
+    trained = [layer for layer in layers if layer.state is State.TRAINED]
+    if not trained:
+        return 0
+    copies = len(trained) if _casts_inputs(work) else 1
+    return copies * trained[0].shape[1] * work.compute_bytes
+
+
+def _attention_inputs(work: Workload, linears: dict[str, Held]) -> int:
+    """What q, k, v keep as their input. The output projection's input is attention's own output, saved already,
+    except in eager attention, which does not save it."""
+    readers = [p for name, p in linears.items() if name.startswith("self_attn.") and not name.endswith("o_proj")]
+    kept = _input_copies(work, readers)
+    if work.spec.train.attention.value == "eager":
+        kept += _input_copies(work, [p for name, p in linears.items() if name.endswith("o_proj")])
+    return kept
+
+
+def _is_sparse(block: Block) -> bool:
+    return any(p.role is Role.EXPERT for p in block.parameters)
+
+
+def _mlp_width(work: Workload, block: Block) -> int:
+    """Intermediate elements a token: in a mixture of experts, over the experts that it visits."""
+    if _is_sparse(block):
+        return work.shape.num_experts_per_tok * work.shape.moe_intermediate_size
+    return work.shape.intermediate_size
+
+
+def _mlp_saved(work: Workload, block: Block, linears: dict[str, Held]) -> int:
+    """The gate before and after its activation, the up projection, and the inputs of what is trained."""
+    kept = 3 * _mlp_width(work, block) * work.compute_bytes
+    if _is_sparse(block):
+        return kept + _expert_extra(work, block)
+    readers = [p for name, p in linears.items() if name.startswith("mlp.") and not name.endswith("down_proj")]
+    down = [p for name, p in linears.items() if name.endswith("mlp.down_proj")]
+    return kept + _input_copies(work, readers) + _input_copies(work, down)
+
+
+def _expert_extra(work: Workload, block: Block) -> int:
+    """For each expert a token visits: its gathered input and the down projection's input where experts are trained,
+    and the output that the routing weight multiplies; the router's softmax in fp32
+    (transformers 5.23 integrations/moe.py and models/mixtral/modeling_mixtral.py)."""
+    shape, width = work.shape, work.compute_bytes
+    visits = shape.num_experts_per_tok
+    trained = any(p.role is Role.EXPERT and p.state is State.TRAINED for p in block.parameters)
+    inputs = visits * (shape.hidden_size + shape.moe_intermediate_size) * width if trained else 0
+    outputs = visits * shape.hidden_size * width
+    return inputs + outputs + shape.num_experts * FP32
+
+
+def _mlp_forward(work: Workload, block: Block) -> int:
+    return 3 * _mlp_width(work, block) * work.compute_bytes
+
+
+def adapted_modules(block: Block) -> dict[str, Held]:
+    """The modules that LoRA adapts, with their A matrices (rank, inputs)."""
+    return {
+        p.name.partition(ADAPTER_MARK)[0]: p
+        for p in block.parameters
+        if p.role is Role.ADAPTER and ADAPTER_MARK in p.name
+    }
+
+
+def adapter_bytes(work: Workload, adapted: dict[str, Held]) -> int:
+    """LoRA's extra saved inputs: for A its input, for B the output of A.
+
+    Adapters in fp32 under autocast cast the input first, so each keeps a copy of its own in the compute dtype;
+    adapters in the compute dtype keep the input itself, which the layers of one group share. With dropout each keeps
+    its own dropped-out copy and the mask (peft 0.21 tuners/lora/layer.py Linear.forward).
+    """
+    width = work.compute_bytes
+    own_copy = work.autocasts_weights or bool(work.spec.method.dropout)
+    mask = DROPOUT_MASK_BYTES if work.spec.method.dropout else 0
+    shared: set[str] = set()
+    total = 0
+    for module, matrix in adapted.items():
+        rank, num_inputs = matrix.shape
+        repeats = _visits(work, module)
+        total += repeats * rank * width
+        group = _input_group(module)
+        if own_copy:
+            total += repeats * num_inputs * (width + mask)
+        elif group not in shared and not _is_saved_anyway(work, group):
+            total += repeats * num_inputs * width
+        shared.add(group)
+    return total
+
+
+def _visits(work: Workload, module: str) -> int:
+    return work.shape.num_experts_per_tok if "experts" in module else 1
+
+
+def _input_group(module: str) -> str:
+    """Which tensor a module reads."""
+    if module.endswith(("q_proj", "k_proj", "v_proj", "qkv_proj")):
+        return "attention input"
+    if module.endswith(("gate_proj", "up_proj", "gate_up_proj")):
+        return "mlp input"
+    return module.rsplit(".", 1)[-1]
+
+
+def _is_saved_anyway(work: Workload, group: str) -> bool:
+    """Whether the attention kernel keeps the tensor already."""
+    return group == "o_proj" and work.spec.train.attention.value != "eager"

@@ -1,0 +1,74 @@
+"""Amounts that no formula gives, in one table with where each comes from.
+
+A row is used only for what its basis says: 'measured' by this project, 'published' by the named source, or
+'assumed' where nobody has published a figure that fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from launcher.units import MIB
+
+
+class Basis(StrEnum):
+    MEASURED = "measured"
+    PUBLISHED = "published"
+    ASSUMED = "assumed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """Bytes with their provenance."""
+
+    size_bytes: int
+    basis: Basis
+    source: str
+
+    @property
+    def provenance(self) -> str:
+        """Basis and source in one line, as a term's source."""
+        return f"{self.basis}: {self.source}"
+
+
+# The CPU process: measured with torch 2.13.0+cpu, transformers 5.23.0, peft 0.21.2, deepspeed 0.19.8, Python 3.11,
+# x86-64, one thread: unique set size after `from transformers import Trainer`, peft, llama's module, a gloo group.
+CPU_PROCESS = Constant(
+    size_bytes=474 * MIB,
+    basis=Basis.MEASURED,
+    source="psutil USS of torch 2.13.0+cpu, transformers 5.23.0 Trainer, peft 0.21.2, gloo",
+)
+CPU_DEEPSPEED = Constant(
+    size_bytes=25 * MIB, basis=Basis.MEASURED, source="psutil USS, growth when deepspeed 0.19.8 is imported"
+)
+
+CUDA_CONTEXT = Constant(
+    size_bytes=481 * MIB,
+    basis=Basis.PUBLISHED,
+    source="0.47 GiB with lazy loading, A100, torch 2.1.1: ml-engineering training/performance README",
+)
+NCCL_COMMUNICATOR = Constant(
+    size_bytes=616 * MIB,
+    basis=Basis.PUBLISHED,
+    source="544-688 MB per communicator on 4xA100: github.com/NVIDIA/nccl issue 964, middle of the range",
+)
+CUBLAS_WORKSPACE_HOPPER = Constant(
+    size_bytes=32 * MIB,
+    basis=Basis.PUBLISHED,
+    source="torch 2.13 aten/src/ATen/cuda/CublasHandlePool.cpp, compute capability 9.0, 10.0 and 12.0",
+)
+CUBLAS_WORKSPACE = Constant(
+    size_bytes=8_519_680,
+    basis=Basis.PUBLISHED,
+    source="torch 2.13 aten/src/ATen/cuda/CublasHandlePool.cpp: 2 x 4096 KiB + 8 x 16 KiB",
+)
+
+HOPPER_MAJORS = (9, 10, 12)
+
+
+def cublas_workspace(compute_capability: tuple[int, int] | None) -> Constant:
+    """torch's cuBLAS workspace, held in its allocator per handle and stream; the larger where the card is unknown."""
+    if compute_capability is None or compute_capability[0] in HOPPER_MAJORS:
+        return CUBLAS_WORKSPACE_HOPPER
+    return CUBLAS_WORKSPACE

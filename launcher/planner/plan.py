@@ -1,0 +1,54 @@
+"""The way in: a job and the listed cards -> MemoryPlan. Pure, and fast enough for a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from launcher.models import model_shape
+from launcher.planner import host
+from launcher.planner.cards import smallest_card
+from launcher.planner.estimate import Estimator
+from launcher.planner.fit import suggestions
+from launcher.planner.types import MemoryPlan, Verdict
+from launcher.spec import DeviceSpec, JobSpec
+
+INSTRUMENT = "closed form"
+
+
+def make_plan(spec: JobSpec, cards: Sequence[DeviceSpec]) -> MemoryPlan:
+    """Plan a job. Its micro batch is chosen where it is None: the largest that fits the device and divides a rank's
+    share of the global batch; 1 where none fits or no card is named.
+
+    cards: those to look through for the smallest that would hold a job that has no card, or does not fit its own.
+    """
+    estimator = Estimator(model_shape(spec.model.config))
+    found = estimator.best(spec)
+    proposed = suggestions(estimator, spec, found) if found.verdict in UNSURE else ()
+    wanted = found.verdict is Verdict.NO_CARD or (found.verdict is Verdict.DOES_NOT_FIT and not proposed)
+    worst = max(found.ranks, key=lambda rank: rank.allocated_bytes + rank.outside_bytes)
+    return MemoryPlan(
+        spec=found.spec,
+        instrument=INSTRUMENT,
+        ranks=found.ranks,
+        allocated_bytes=worst.allocated_bytes,
+        reserved_bytes=found.need.reserved_bytes,
+        process_bytes=found.need.process_bytes,
+        process_low_bytes=found.need.low_bytes,
+        process_high_bytes=found.need.high_bytes,
+        least_capacity_bytes=found.need.process_bytes,
+        host_ram_bytes_per_node=host.host_ram_bytes_per_node(found.work, found.need.process_bytes),
+        checkpoint_bytes=host.checkpoint_bytes(found.work),
+        result_bytes=host.result_bytes(found.work),
+        capacity_bytes=spec.device.memory_bytes,
+        verdict=found.verdict,
+        smallest_card=smallest_card(estimator, spec, cards) if wanted else None,
+        suggestions=proposed,
+    )
+
+
+UNSURE = (Verdict.TOO_CLOSE, Verdict.DOES_NOT_FIT)
+
+
+def cheapest_equivalent(plan: MemoryPlan) -> tuple[str, ...] | None:
+    """The overrides of the first suggestion that leaves the training as it is; None where there is none."""
+    return next((found.overrides for found in plan.suggestions if not found.changes_training), None)

@@ -1,0 +1,46 @@
+"""bitsandbytes' 4-bit storage: two values a byte and constants for every block of 64.
+
+Source: bitsandbytes 0.50 functional.py, quantize_4bit: blocks of 64; an absmax in fp32 per block, or, with double
+quantisation, an int8 absmax per block, an fp32 second-level absmax per 256 of those, a 256-entry fp32 code and one
+fp32 offset. NF4 and FP4 differ only in their 16-entry code, which both hold in fp32.
+"""
+
+from __future__ import annotations
+
+from launcher.planner.inventory import State
+from launcher.planner.workload import Workload
+from launcher.units import ceil_div
+
+BLOCK_SIZE = 64
+NESTED_BLOCK_SIZE = 256
+CODE_BYTES = 16 * 4
+NESTED_CODE_BYTES = 256 * 4
+OFFSET_BYTES = 4
+
+
+def packed_bytes(numel: int) -> int:
+    """The values alone."""
+    return ceil_div(numel, 2)
+
+
+def constants_bytes(numel: int, *, double_quant: bool) -> int:
+    """Scales, codes and offset of one tensor."""
+    num_blocks = ceil_div(numel, BLOCK_SIZE)
+    if not double_quant:
+        return num_blocks * 4 + CODE_BYTES
+    nested = ceil_div(num_blocks, NESTED_BLOCK_SIZE)
+    return num_blocks + nested * 4 + CODE_BYTES + NESTED_CODE_BYTES + OFFSET_BYTES
+
+
+def total_packed_bytes(work: Workload) -> int:
+    """The 4-bit values of every quantised tensor."""
+    return sum(packed_bytes(p.numel) * count for p, count in work.inventory.counted(State.QUANTISED))
+
+
+def total_constants_bytes(work: Workload) -> int:
+    """The constants of every quantised tensor."""
+    double_quant = bool(work.spec.method.double_quant)
+    return sum(
+        constants_bytes(p.numel, double_quant=double_quant) * count
+        for p, count in work.inventory.counted(State.QUANTISED)
+    )

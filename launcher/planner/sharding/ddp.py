@@ -1,0 +1,87 @@
+"""DDP: everything on every rank, and flat buckets to reduce gradients in. On one rank there is no wrapper.
+
+Source: torch 2.13 nn/parallel/distributed.py and csrc/distributed/c10d/reducer.cpp. The buckets are allocated when
+the wrapper is made and live as long as it does; with gradient_as_bucket_view the gradients are views into them, so
+that zero_grad frees nothing, and each new gradient exists beside its bucket for a moment.
+"""
+
+from __future__ import annotations
+
+from launcher.planner import optimizer
+from launcher.planner.gradients import Moment, gradient_terms
+from launcher.planner.inventory import State
+from launcher.planner.outside import managed_term
+from launcher.planner.terms import FROM_FIRST_STEP, FROM_WRAP, term
+from launcher.planner.types import Phase, Term, TermKind
+from launcher.planner.weights import whole_weights
+from launcher.planner.workload import Workload
+
+SOURCE = "torch 2.13 csrc/distributed/c10d/reducer.cpp"
+
+
+def rank_classes(work: Workload) -> tuple[tuple[int, ...], ...]:
+    """Every rank holds the same."""
+    return (tuple(range(work.world_size)),)
+
+
+def terms(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
+    """Weights, gradients or buckets, and optimizer states, whole."""
+    del rank  # all ranks are alike
+    return (*whole_weights(work), *_gradients(work, moment), *_in_flight(work), *_optimizer_states(work))
+
+
+def bucket_bytes(work: Workload) -> int:
+    """All buckets together: as large as the gradients, however they are cut."""
+    return work.inventory.trained_numel * work.gradient_bytes
+
+
+def _gradients(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    numel, width = work.inventory.trained_numel, work.gradient_bytes
+    formula = f"{numel:,} elements x {width} B"
+    is_wrapped = work.world_size > 1
+    buckets: tuple[Term, ...] = ()
+    if is_wrapped:
+        is_view = bool(work.spec.shard.gradient_as_bucket_view)
+        name, kind = ("gradients in buckets", TermKind.GRADIENTS) if is_view else ("buckets", TermKind.SHARDING_BUFFERS)
+        buckets = term(name, kind, bucket_bytes(work), FROM_WRAP, formula=formula, source=SOURCE)
+        if is_view:
+            return buckets
+    outside_blocks = work.inventory.root.numel(State.TRAINED, State.ADAPTER)
+    return buckets + gradient_terms(
+        whole_bytes=numel * width,
+        start_bytes=outside_blocks * width,
+        accumulates=work.accumulates,
+        moment=moment,
+        formula=formula,
+        source="torch 2.13 autograd AccumulateGrad",
+    )
+
+
+def _in_flight(work: Workload) -> tuple[Term, ...]:
+    """The gradient that was just computed: under autocast first in the compute dtype, then in fp32; and, with bucket
+    views or accumulation, before it is added to what is there."""
+    numel = work.inventory.largest_numel(State.TRAINED, State.ADAPTER)
+    width = work.compute_bytes if work.autocasts_weights else 0
+    if work.accumulates or (work.world_size > 1 and work.spec.shard.gradient_as_bucket_view):
+        width += work.gradient_bytes
+    return term(
+        "gradient in flight",
+        TermKind.GRADIENTS,
+        numel * width,
+        (Phase.BACKWARD,),
+        formula=f"largest parameter, {numel:,} elements x {width} B",
+        source=SOURCE,
+    )
+
+
+def _optimizer_states(work: Workload) -> tuple[Term, ...]:
+    tensors = tuple((p.numel, count) for p, count in work.inventory.counted(State.TRAINED, State.ADAPTER))
+    kind = work.spec.train.optimizer
+    return term(
+        "optimizer states",
+        TermKind.OPTIMIZER_STATES,
+        optimizer.states_bytes(kind, tensors, work.dtypes.optimizer_states),
+        FROM_FIRST_STEP,
+        formula=f"2 moments x {work.inventory.trained_numel:,} elements ({kind})",
+        source=optimizer.SOURCES[kind],
+    ) + managed_term(work, tensors)

@@ -1,0 +1,74 @@
+"""The parameters of one rank that holds the model whole: DDP, ZeRO-2 and a single rank."""
+
+from __future__ import annotations
+
+from launcher.planner import quantisation
+from launcher.planner.inventory import State
+from launcher.planner.terms import ALWAYS, term
+from launcher.planner.types import Term, TermKind
+from launcher.planner.workload import Workload
+
+BASE_STATES = (State.TRAINED, State.FROZEN)
+
+
+def whole_weights(work: Workload) -> tuple[Term, ...]:
+    """Every parameter, unsharded."""
+    return (*base_weights(work), *quantised_weights(work), *adapters(work))
+
+
+def base_weights(work: Workload) -> tuple[Term, ...]:
+    """The model's own parameters that are not quantised."""
+    terms: tuple[Term, ...] = ()
+    for state in BASE_STATES:
+        numel = work.inventory.numel(state)
+        if numel:
+            width = work.stored_dtype(state).num_bytes
+            terms += term(
+                f"{state} weights",
+                TermKind.WEIGHTS,
+                numel * width,
+                ALWAYS,
+                formula=f"{numel:,} elements x {width} B",
+                source="parameter inventory; launcher/precision.py",
+            )
+    return terms
+
+
+def quantised_weights(work: Workload) -> tuple[Term, ...]:
+    """4-bit values and their constants."""
+    numel = work.inventory.numel(State.QUANTISED)
+    method = work.spec.method
+    return term(
+        f"{method.quant_type} weights",
+        TermKind.WEIGHTS,
+        quantisation.total_packed_bytes(work),
+        ALWAYS,
+        formula=f"{numel:,} elements / 2",
+        source="bitsandbytes 0.50 functional.py quantize_4bit",
+    ) + term(
+        "quantisation constants",
+        TermKind.WEIGHTS,
+        quantisation.total_constants_bytes(work),
+        ALWAYS,
+        formula=constants_formula(double_quant=bool(method.double_quant)),
+        source="bitsandbytes 0.50 functional.py quantize_4bit",
+    )
+
+
+def constants_formula(*, double_quant: bool) -> str:
+    """How the constants of one tensor of n elements are counted."""
+    return "n/64 + 4*n/(64*256) + 1092 B a tensor" if double_quant else "4*n/64 + 64 B a tensor"
+
+
+def adapters(work: Workload) -> tuple[Term, ...]:
+    """LoRA's own parameters."""
+    numel = work.inventory.numel(State.ADAPTER)
+    width = work.dtypes.trained.num_bytes
+    return term(
+        "LoRA adapters",
+        TermKind.ADAPTERS,
+        numel * width,
+        ALWAYS,
+        formula=f"{numel:,} elements x {width} B",
+        source="peft 0.21 tuners/lora/layer.py; launcher/precision.py",
+    )
