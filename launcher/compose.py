@@ -12,6 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from omegaconf import DictConfig, OmegaConf
+
 from launcher.errors import InputError, Problem
 from launcher.host import Host
 from launcher.models import ModelShape, model_shape, read_config
@@ -26,6 +28,7 @@ from launcher.spec import (
     DataSpec,
     DeviceSpec,
     Dtype,
+    Fit,
     JobSpec,
     LoraBias,
     Loss,
@@ -35,6 +38,7 @@ from launcher.spec import (
     ModelSpec,
     Offload,
     Optimizer,
+    PlanFormat,
     Precision,
     Program,
     QuantType,
@@ -47,6 +51,15 @@ from launcher.spec import (
 )
 
 AUTO = "auto"
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A composed configuration as plain containers, interpolations unresolved (they are refused later)."""
+    container = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items() if key != "hydra"}
+
+
 Word = TypeVar("Word", bound=StrEnum)
 
 FALLBACK_MODEL = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1,
@@ -325,6 +338,8 @@ def make_spec(conf: Mapping[str, Any], host: Host) -> JobSpec:
     reader = Reader(conf)
     _refuse_interpolations(reader, conf)
     mode = reader.choice("mode", Mode)
+    reader.choice("fit", Fit)
+    reader.choice("plan.format", PlanFormat)
     device = _device(reader, host, mode, reader.get("gpus"))
     precision = _precision(reader, device)
     model, shape = _model(reader)

@@ -19,10 +19,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from launcher.compose import plain
 from launcher.errors import FitlaunchError, InputError, Interrupted, Problem
 from launcher.host import Host, detect_host
 from launcher.overrides import check_overrides
@@ -41,13 +42,6 @@ from launcher.workflow import (
     run,
     show_prepared,
 )
-
-
-def plain(config: DictConfig) -> dict[str, Any]:
-    """A composed configuration as plain containers, interpolations unresolved (they are refused later)."""
-    container = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items() if key != "hydra"}
 
 
 class Task:

@@ -74,26 +74,18 @@ def _type_name(hint: Any) -> str:
     parts = get_args(hint) or (hint,)
     if {int, float, bool} & set(parts):
         names[str] = "auto"
-    return " or ".join(names[part] for part in parts)
+    return " or ".join(names[part] for part in parts if not (part is int and float in parts))
 
 
 def _has_type(value: object, hint: Any) -> bool:
-    if hint is Any:
-        return True
-    parts = get_args(hint) or (hint,)
-    if isinstance(value, bool):
-        return bool in parts
-    if isinstance(value, int):
-        # A whole number is also text: `data.path=2024` names a file.
-        return bool({int, float, str} & set(parts))
-    if isinstance(value, float):
-        return bool({float, str} & set(parts))
-    if value is None:
-        return types.NoneType in parts
-    if isinstance(value, str):
-        # `int | str` is a number or `auto`: any other word there is a mistake.
-        return str in parts and (not {int, float, bool} & set(parts) or value == "auto")
-    return False
+    parts = set(get_args(hint) or (hint,))
+    if hint is Any or value is None:
+        return hint is Any or types.NoneType in parts
+    if parts & {int, float, bool}:
+        allowed = parts - {str} | ({int} if float in parts else set())
+        return type(value) in allowed or (str in parts and value == "auto")
+    # A number is also text: `data.path=2024` names a file.
+    return isinstance(value, str | int | float)
 
 
 def _values(override: Override) -> Iterator[Any]:

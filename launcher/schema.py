@@ -77,7 +77,7 @@ class TrainConf:
     packing: bool = False
     precision: str = AUTO
     optimizer: str = "adamw"
-    learning_rate: float | str = AUTO
+    learning_rate: int | float | str = AUTO  # OmegaConf takes `1` for a float, but not in a union
     weight_decay: float = 0.0
     schedule: str = "cosine"
     warmup_ratio: float = 0.03

@@ -39,6 +39,13 @@ class Fit(StrEnum):
     AUTO = "auto"
 
 
+class PlanFormat(StrEnum):
+    """How a plan is shown: tables for people on stderr, or one JSON document on stdout."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
 class MethodKind(StrEnum):
     FULL = "full"
     LORA = "lora"

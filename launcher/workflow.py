@@ -30,7 +30,7 @@ from launcher.report.plan_table import show_plan
 from launcher.report.progress import ProgressView
 from launcher.runs.outcome import Outcome
 from launcher.runs.registry import new_run_id
-from launcher.spec import Fit, Mode
+from launcher.spec import Fit, Mode, PlanFormat
 from launcher.targets.local import start_and_follow, write_run_folder
 from launcher.targets.ports import free_port
 
@@ -73,7 +73,7 @@ def prepare(overrides: Sequence[str], compose: Compose, host: Host) -> Prepared:
         plan=plan,
         mode=Mode(conf["mode"]),
         fit=Fit(conf["fit"]),
-        as_json=conf["plan"]["format"] == "json",
+        as_json=conf["plan"]["format"] == PlanFormat.JSON,
         explain=conf["plan"]["explain"],
         runs_dir=Path(conf["runs_dir"]).expanduser().absolute(),
         applied=applied,

@@ -6,12 +6,11 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from launcher.host import Host
 
-from launcher.compose import make_spec
+from launcher.compose import make_spec, plain
 from launcher.devices import find_device
 from launcher.errors import InputError
-from launcher.host import Host
-from launcher.main import plain
 from launcher.paths import conf_dir
 from launcher.schema import JobConf
 from launcher.spec import JobSpec
@@ -24,7 +23,9 @@ def host(gpu: str | None = None, num_gpus: int = 8, num_cores: int = 2, ram_byte
         hostname="testhost",
         num_gpus=num_gpus if gpu else 0,
         gpu=find_device(gpu) if gpu else None,
-        driver_version="580.0" if gpu else None,
+        gpu_names=(gpu,) * num_gpus if gpu else (),
+        gpu_driver="580.65" if gpu else None,
+        gpu_problem=None if gpu else "no NVIDIA driver",
         num_cores=num_cores,
         ram_total_bytes=ram_bytes,
         ram_available_bytes=ram_bytes,

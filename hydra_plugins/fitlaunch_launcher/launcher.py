@@ -5,8 +5,8 @@ For fitlaunch a cell's task only validates and plans, so that nothing starts bef
 A task without `finish_sweep` is simply run, as Hydra's basic launcher would.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: Hydra executes plugin modules without entering them in sys.modules,
+# where dataclasses would look text annotations up.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

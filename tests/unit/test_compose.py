@@ -32,7 +32,9 @@ def files(*groups: str) -> list[str]:
     return [f"{group}={name}" for group in groups for name in GROUPS[group]]
 
 
-@pytest.mark.parametrize("override", files("method", "shard", "train", "cluster", "tracker", "experiment", "model", "device"))
+@pytest.mark.parametrize(
+    "override", files("method", "shard", "train", "cluster", "tracker", "experiment", "model", "device")
+)
 def test_every_file_composes_and_survives_json(override: str) -> None:
     if override == "model=path":
         pytest.skip("needs a directory: test_models.py")
@@ -95,7 +97,9 @@ def test_a_size_given_is_kept() -> None:
 
 def test_qlora_storage_is_what_the_sharding_can_split() -> None:
     on = host("a100-80g")
-    storage = {shard: spec_of("method=qlora", f"shard={shard}", on=on).method.storage_dtype for shard in GROUPS["shard"]}
+    storage = {
+        shard: spec_of("method=qlora", f"shard={shard}", on=on).method.storage_dtype for shard in GROUPS["shard"]
+    }
     assert storage == {"ddp": Dtype.UINT8, "fsdp": Dtype.BFLOAT16, "zero2": Dtype.UINT8, "zero3": Dtype.UINT8}
 
 

@@ -18,7 +18,7 @@ REFUSED: list[tuple[str, str]] = [
     ("shard=zero3 gpus=1", "shard=zero3 on 1 rank shards nothing: use gpus>=2, shard=ddp, or shard.offload"),
     ("gpus=0", "gpus=0 must be at least 1"),
     ("gpus=-1", "gpus=-1 must be at least 1"),
-    ("gpus=9", "gpus=9 is more than the 8 GPUs of this host: use gpus=auto, or mode=plan"),
+    ("gpus=9 train.global_batch=18", "gpus=9 is more than the 8 GPUs of this host: use gpus=auto, or mode=plan"),
     ("nodes=0", "nodes=0 must be at least 1"),
     ("nodes=2", "nodes=2 needs a cluster of hosts: use cluster=hosts or cluster=slurm with mode=plan"),
     ("cluster=slurm", "cluster=slurm can be planned in this version, not yet submitted to: use mode=plan"),
@@ -174,7 +174,7 @@ ACCEPTED = [
     "model=gemma2-2b",
     "model=gemma2-2b train.attention=flash_attention_2",
     "train.loss=fused_linear train.attention=flash_attention_2",
-    "mode=plan device=h100-80g gpus=64",
+    "mode=plan device=h100-80g gpus=64 train.global_batch=64",
     "mode=plan cluster=slurm nodes=2 device=t4 train.precision=fp32",
     "train.global_batch=64 train.micro_batch=4",
 ]
