@@ -56,12 +56,26 @@ def load_model(spec: JobSpec, *, device: torch.device) -> Any:
         **arguments,
         **_quantisation(spec, device),
     )
+    if spec.method.kind is MethodKind.QLORA:
+        keep_trainable_format(model)
     if spec.train.activation_checkpointing is ActivationCheckpointing.FULL:
         # Non-reentrant: frozen inputs need no gradient, and FSDP2 and DDP need no special case.
         model.activation_checkpointing_enable({"use_reentrant": False})
     if spec.method.kind is not MethodKind.FULL:
         model = attach_adapters(model, spec, planned)
     return model
+
+
+def keep_trainable_format(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for CPU inference at the first evaluation.
+
+    On CPUs with AVX512-BF16 it does so in place as soon as a layer runs outside training (0.50, nn/modules.py,
+    Linear4bit.forward); the backward pass then reads the repacked weights as if they were not, and trains on wrong
+    gradients.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def attach_adapters(model: PreTrainedModel, spec: JobSpec, planned: Dtypes) -> Any:
