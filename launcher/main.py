@@ -80,8 +80,8 @@ class Task:
 
     def finish_sweep(self, returns: Sequence[JobReturn]) -> None:
         """Carry out a sweep whose cells are prepared; the value of each becomes its held-out loss."""
-        errors = [(r.overrides, r._return_value) for r in returns if r.status is JobStatus.FAILED]
-        for _, error in errors:
+        errors = [r._return_value for r in returns if r.status is JobStatus.FAILED]
+        for error in errors:
             if not isinstance(error, InputError):
                 raise error
         if errors:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from launcher.errors import DoesNotFit, FitlaunchError, InputError, Interrupted, JobFailed, Problem
+from launcher.errors import DoesNotFit, FitlaunchError, InputError, Interrupted, JobFailed
 from launcher.report.errors import show_error
 from launcher.report.plan_json import plans_json
 from launcher.report.sweep_table import CellResult, show_results, show_sweep
@@ -17,14 +17,10 @@ from launcher.spec import Mode
 from launcher.workflow import Prepared, error_of, render_only, run, too_large_words
 
 
-def merge_problems(cells: Sequence[tuple[Sequence[str], InputError]]) -> InputError:
-    """The problems of all cells, each once; those of some cells only say in which."""
-    seen: dict[tuple[str, str, str, str], tuple[Problem, Sequence[str]]] = {}
-    for overrides, error in cells:
-        for problem in error.problems:
-            key = (problem.field, str(problem.value), problem.rule, problem.way_out)
-            seen.setdefault(key, (problem, overrides))
-    return InputError(problem for problem, _ in seen.values())
+def merge_problems(errors: Sequence[InputError]) -> InputError:
+    """The problems of all cells, each once."""
+    problems = {str(problem): problem for error in errors for problem in error.problems}
+    return InputError(problems.values())
 
 
 def run_sweep(cells: Sequence[Prepared], console: Console) -> list[Outcome | None]:

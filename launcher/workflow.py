@@ -6,8 +6,10 @@ Each step is one call; launch.py and the sweep put them together, and nothing is
 from __future__ import annotations
 
 import datetime
+import os
 import secrets
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from launcher.errors import DoesNotFit, FitlaunchError, Interrupted, JobFailed
 from launcher.host import Host
 from launcher.planner.plan import make_plan
 from launcher.planner.types import MemoryPlan, Verdict
+from launcher.render.environment import read_host_facts
 from launcher.render.render import render
 from launcher.render.types import LaunchPlan
 from launcher.report.launch_table import show_launch
@@ -31,8 +34,9 @@ from launcher.report.progress import ProgressView
 from launcher.runs.outcome import Outcome
 from launcher.runs.registry import new_run_id
 from launcher.spec import Fit, Mode, PlanFormat
-from launcher.targets.local import start_and_follow, write_run_folder
-from launcher.targets.ports import free_port
+from launcher.targets.folder import write_run_folder
+from launcher.targets.local import start_and_follow
+from launcher.targets.ports import choose_port
 
 Conf = Mapping[str, Any]
 Compose = Callable[[Sequence[str]], Conf]
@@ -118,14 +122,15 @@ def frozen(prepared: Prepared) -> LaunchPlan:
         run_id=run_id,
         runs_dir=prepared.runs_dir,
         python=sys.executable,
-        master_port=free_port(),
+        master_port=choose_port(run_id),
+        host=read_host_facts(os.environ),
     )
 
 
 def render_only(prepared: Prepared, console: Console) -> None:
     """mode=render: write the run folder and show the launch plan."""
     launch = frozen(prepared)
-    write_run_folder(launch)
+    write_run_folder(launch, now_s=time.time())
     show_launch(launch, console)
 
 
@@ -133,9 +138,8 @@ def run(prepared: Prepared, console: Console) -> Outcome:
     """mode=run: start the job, follow it to its end, and report. The outcome says how it ended; it is not raised."""
     launch = frozen(prepared)
     with ProgressView(console) as progress:
-        outcome = start_and_follow(launch, observer=progress)
-    write_report(outcome, prepared.plan)
-    show_outcome(outcome, prepared.plan, console)
+        outcome = start_and_follow(launch, observer=progress, say=console.print)
+    show_outcome(outcome, write_report(outcome), prepared.plan.spec, console)
     return outcome
 
 

@@ -28,7 +28,7 @@ class FitlaunchLauncherConf:
 ConfigStore.instance().store(group="hydra/launcher", name="fitlaunch", node=FitlaunchLauncherConf, provider="fitlaunch")
 
 
-class FitlaunchLauncher(Launcher):  # type: ignore[misc]
+class FitlaunchLauncher(Launcher):
     """Prepares all cells of a sweep, then finishes them together."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

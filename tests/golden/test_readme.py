@@ -57,4 +57,4 @@ def test_render(command: Command, tmp_path: Path) -> None:
 def test_run(command: Command, tmp_path: Path) -> None:
     done = execute(command, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert list(tmp_path.glob("*/attempts/0/finished.json"))
+    assert list(tmp_path.glob("*/attempts/1/finished.json"))
