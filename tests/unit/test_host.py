@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from launcher import cgroup
-from launcher.host import Host, detect_host, usable_cores
-from launcher.nvml import visible_indices
+from launcher.host import Host, cgroup, detect_host
+from launcher.host.detect import usable_cores
+from launcher.host.nvml import visible_indices
 from launcher.units import GIB, MIB
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pynvml
 
-from launcher import cgroup
-from launcher.nvml import detect_gpus
+from launcher.host import cgroup
+from launcher.host.nvml import detect_gpus
 from launcher.spec import DeviceSpec
 
 
