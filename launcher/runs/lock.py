@@ -35,9 +35,7 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise SubmitError(
-                f"{what} is being followed by another launcher; wait for it, or cancel it first"
-            ) from None
+            raise SubmitError(f"{what} is being followed by another launcher: wait for it, or cancel it") from None
         if _holds_path(descriptor, path):
             break
         os.close(descriptor)
