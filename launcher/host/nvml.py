@@ -75,7 +75,8 @@ def _index(uuids: tuple[str, ...], entry: str) -> int | None:
 def _card(nvml: Any, handle: Any, driver: str) -> DeviceSpec:
     product = str(nvml.nvmlDeviceGetName(handle))
     memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
-    # What the driver reserves is in NVML's total and not in CUDA's, and a process cannot have it.
+    # NVML's total counts what the driver reserves, CUDA's does not, and a process cannot have it: on an RTX 4090
+    # 24,564 MiB of which 354 are reserved, and 24,210 in CUDA.
     usable_bytes = int(memory.total - memory.reserved)
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     listed = match_device(product, usable_bytes)

@@ -6,7 +6,12 @@ config.json, inventory.py turns one into a ModelShape, adapters.py says what pef
 
 from __future__ import annotations
 
-from launcher.models.adapters import lora_parameters, lora_target_names, quantised_parameters
+from launcher.models.adapters import (
+    lora_allows_dropout,
+    lora_parameters,
+    lora_target_names,
+    quantised_parameters,
+)
 from launcher.models.architectures import ARCHITECTURES
 from launcher.models.config import check_config, read_config
 from launcher.models.inventory import model_shape
@@ -18,6 +23,7 @@ __all__ = [
     "Parameter",
     "Role",
     "check_config",
+    "lora_allows_dropout",
     "lora_parameters",
     "lora_target_names",
     "model_shape",

@@ -57,6 +57,15 @@ def lora_parameters(
     return (*adapters, *_unfrozen_biases(shape, chosen_names, bias))
 
 
+def lora_allows_dropout(shape: ModelShape, targets: Sequence[str]) -> bool:
+    """Whether peft takes a LoRA dropout for these targets: not where they include experts or routers.
+
+    Those are adapted as parameters, and there is no input of a layer to drop from (peft 0.21.2, lora.ParamWrapper).
+    """
+    stacked_names = _stacked_names(shape)
+    return not any(_stacked_name(name, stacked_names) for name in _resolve(shape, targets))
+
+
 def _resolve(shape: ModelShape, targets: Sequence[str]) -> tuple[str, ...]:
     """The targets with 'all-linear' spelt out, each known to match something."""
     if ALL_LINEAR in targets:

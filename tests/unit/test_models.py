@@ -20,6 +20,7 @@ from launcher.models import (
     ARCHITECTURES,
     ModelShape,
     Role,
+    lora_allows_dropout,
     lora_parameters,
     lora_target_names,
     model_shape,
@@ -317,6 +318,29 @@ def test_targets_that_cannot_be_adapted_are_refused(name: str, targets: tuple[st
     with pytest.raises(ValueError, match=re.escape(message)) as refusal:
         lora_parameters(model_shape(tiny_config(name)), targets, 4)
     assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("llama", ("all-linear",)),
+        ("mixtral", ("all-linear",)),
+        ("mixtral", ("q_proj", "v_proj")),
+        ("mixtral", ("gate",)),
+        ("qwen3_moe", ("down_proj",)),
+        ("qwen3", ("down_proj",)),
+    ],
+)
+def test_dropout_is_refused_exactly_where_peft_refuses_it(name: str, targets: tuple[str, ...]) -> None:
+    wanted = targets[0] if targets == ("all-linear",) else list(targets)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=wanted, lora_dropout=0.1)
+    try:
+        get_peft_model(build(tiny_config(name), "cpu"), config)
+        allowed = True
+    except ValueError as error:
+        assert str(error) == "lora.ParamWrapper does not work with lora_dropout != 0."
+        allowed = False
+    assert lora_allows_dropout(model_shape(tiny_config(name)), targets) == allowed
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
