@@ -59,7 +59,7 @@ def _running(work: Workload, moment: Moment) -> tuple[Term, ...]:
     """The block that runs: forward, in the backward pass, and in evaluation."""
     kinds = [block_bytes(work, block) for block in work.inventory.blocks]
     stream = work.shape.hidden_size * work.residual_bytes
-    backward = 0 if moment is Moment.AFTER_BLOCKS else max(kind.backward_peak for kind in kinds) + stream
+    backward = stream if moment is Moment.AFTER_BLOCKS else max(kind.backward_peak for kind in kinds)
     rates = (
         ("running block", max(forward_peak(work, kind) for kind in kinds), Phase.FORWARD),
         ("last block, saved", 0 if work.checkpointing else max(kind.saved for kind in kinds), Phase.LOSS),

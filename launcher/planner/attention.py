@@ -6,6 +6,7 @@ tensors of torch 2.13's scaled_dot_product_attention kernels (tools/autograd/der
 
 from __future__ import annotations
 
+from launcher.models import ARCHITECTURES
 from launcher.planner.workload import Workload
 from launcher.spec import Attention
 
@@ -23,12 +24,24 @@ def key_width(work: Workload) -> int:
     return work.shape.num_key_value_heads * work.shape.head_dim
 
 
+def has_mask(work: Workload) -> bool:
+    """Whether attention is given a mask. The job's batches carry none (jobs/collate.py): in sdpa causality is a flag,
+    unless packed samples have to be kept apart; eager always builds one."""
+    if work.spec.train.attention is Attention.SDPA:
+        return work.spec.train.packing
+    return work.spec.train.attention is Attention.EAGER
+
+
 def expands_keys(work: Workload) -> bool:
-    """Whether keys and values are repeated up to the query heads (repeat_kv): always in eager; in sdpa where a mask
-    is given, which padding does (use_gqa_in_sdpa). Flash attention takes grouped heads as they are."""
-    if work.shape.num_attention_heads == work.shape.num_key_value_heads:
-        return False
-    return work.spec.train.attention is not Attention.FLASH_ATTENTION_2
+    """Whether keys and values are repeated up to the query heads (repeat_kv): in eager always, in sdpa with a mask
+    (use_gqa_in_sdpa). Flash attention takes grouped heads as they are."""
+    return has_mask(work) and work.shape.num_attention_heads != work.shape.num_key_value_heads
+
+
+def output_is_copied(work: Workload) -> bool:
+    """Whether the output projection reads a copy of what attention saves: in eager, which does not save its output,
+    and where the rotary embedding concatenates (Phi-3), so that the kernel's output has another layout."""
+    return work.spec.train.attention is Attention.EAGER or ARCHITECTURES[work.shape.model_type].fused
 
 
 def saved_bytes(work: Workload) -> int:
@@ -37,7 +50,9 @@ def saved_bytes(work: Workload) -> int:
     in_and_out = width * (2 * query_width(work) + 2 * keys)
     heads, length = work.shape.num_attention_heads, work.spec.train.sequence_length
     if work.spec.train.attention is not Attention.EAGER:
-        return in_and_out + heads * FP32  # the log-sum-exp
+        # The log-sum-exp; and each block's own copy of the mask as numbers (torch 2.13
+        # aten/src/ATen/native/transformers/attention.cpp, convert_boolean_attn_mask).
+        return in_and_out + heads * FP32 + (length * width if has_mask(work) else 0)
     probabilities = FP32 + (width if width != FP32 else 0)  # softmax in fp32, and its copy in the compute dtype
     return in_and_out - width * query_width(work) + heads * length * (probabilities + soft_cap_bytes(work))
 
@@ -66,10 +81,9 @@ def forward_working_bytes(work: Workload) -> int:
 
 
 def mask_bytes(work: Workload) -> int:
-    """The causal mask with padding, one for all blocks: boolean for sdpa, additive in the compute dtype for eager;
-    flash attention takes lengths instead."""
+    """The causal mask with padding, one for all blocks: boolean for sdpa, additive in the compute dtype for eager."""
     train = work.spec.train
-    if train.attention is Attention.FLASH_ATTENTION_2:
+    if not has_mask(work):
         return 0
     width = MASK_BYTES if train.attention is Attention.SDPA else work.compute_bytes
     return work.spec.micro_batch * train.sequence_length**2 * width

@@ -16,7 +16,7 @@ from launcher.planner.inventory import Block, Held, State
 from launcher.planner.workload import Workload
 
 FP32 = 4
-DROPOUT_MASK_BYTES = 1
+INDEX_BYTES = 8
 ADAPTER_MARK = ".lora_A."
 
 
@@ -56,7 +56,7 @@ def block_bytes(work: Workload, block: Block) -> BlockBytes:
         mlp=_mlp_saved(work, block, linears),
         adapters=adapter_bytes(work, adapted),
         attention_working=residual + attention.working_bytes(work),
-        mlp_working=residual + hidden * work.compute_bytes + 3 * _mlp_width(work, block) * work.compute_bytes,
+        mlp_working=residual + (hidden * work.compute_bytes if _casts_inputs(work) else 0) + _mlp_working(work, block),
         forward_working=residual * 2 + max(attention.forward_working_bytes(work), _mlp_forward(work, block)),
     )
 
@@ -95,11 +95,10 @@ def _input_copies(work: Workload, layers: list[Held]) -> int:
 
 
 def _attention_inputs(work: Workload, linears: dict[str, Held]) -> int:
-    """What q, k, v keep as their input. The output projection's input is attention's own output, saved already,
-    except in eager attention, which does not save it."""
+    """What q, k, v keep as their input, and the output projection where attention has not saved it already."""
     readers = [p for name, p in linears.items() if name.startswith("self_attn.") and not name.endswith("o_proj")]
     kept = _input_copies(work, readers)
-    if work.spec.train.attention.value == "eager":
+    if attention.output_is_copied(work):
         kept += _input_copies(work, [p for name, p in linears.items() if name.endswith("o_proj")])
     return kept
 
@@ -125,16 +124,32 @@ def _mlp_saved(work: Workload, block: Block, linears: dict[str, Held]) -> int:
     return kept + _input_copies(work, readers) + _input_copies(work, down)
 
 
+def _mlp_working(work: Workload, block: Block) -> int:
+    """The gradients around gate * up: incoming, and of both factors; where the product itself was kept, for a trained
+    or adapted down projection, it is gone by then. An adapter in fp32 under autocast has its input's gradient in the
+    compute dtype, in fp32 and in the compute dtype again, while the product is still there."""
+    width = work.compute_bytes
+    down = [p for p in block.parameters if ".down_proj" in p.name]
+    kept = any(p.state.is_trained for p in down)
+    gradients = (2 if kept else 3) * width
+    if work.autocasts_weights and any(p.state is State.ADAPTER for p in down):
+        gradients = max(gradients, 2 * width + FP32)
+    return _mlp_width(work, block) * gradients
+
+
 def _expert_extra(work: Workload, block: Block) -> int:
     """For each expert a token visits: its gathered input and the down projection's input where experts are trained,
-    and the output that the routing weight multiplies; the router's softmax in fp32
+    the output that the routing weight multiplies, four int64 indices and two fp32 weights; once a token the router's
+    softmax and normaliser in fp32, and its input where it is trained
     (transformers 5.23 integrations/moe.py and models/mixtral/modeling_mixtral.py)."""
     shape, width = work.shape, work.compute_bytes
     visits = shape.num_experts_per_tok
     trained = any(p.role is Role.EXPERT and p.state is State.TRAINED for p in block.parameters)
     inputs = visits * (shape.hidden_size + shape.moe_intermediate_size) * width if trained else 0
     outputs = visits * shape.hidden_size * width
-    return inputs + outputs + shape.num_experts * FP32
+    routed = any(p.role is Role.ROUTER and p.state is State.TRAINED for p in block.parameters)
+    router = shape.hidden_size * width if routed else 0
+    return inputs + outputs + router + visits * (4 * INDEX_BYTES + 2 * FP32) + (shape.num_experts + 1) * FP32
 
 
 def _mlp_forward(work: Workload, block: Block) -> int:
@@ -159,7 +174,7 @@ def adapter_bytes(work: Workload, adapted: dict[str, Held]) -> int:
     """
     width = work.compute_bytes
     own_copy = work.autocasts_weights or bool(work.spec.method.dropout)
-    mask = DROPOUT_MASK_BYTES if work.spec.method.dropout else 0
+    mask = _dropout_mask_bytes(work) if work.spec.method.dropout else 0
     shared: set[str] = set()
     total = 0
     for module, matrix in adapted.items():
@@ -173,6 +188,14 @@ def adapter_bytes(work: Workload, adapted: dict[str, Held]) -> int:
             total += repeats * num_inputs * width
         shared.add(group)
     return total
+
+
+def _dropout_mask_bytes(work: Workload) -> int:
+    """CUDA keeps which elements stayed, as booleans; a CPU keeps the factors, in the dtype of the input (torch 2.13
+    aten/src/ATen/native/Dropout.cpp)."""
+    if work.on_cuda:
+        return 1
+    return FP32 if work.autocasts_weights else work.compute_bytes
 
 
 def _visits(work: Workload, module: str) -> int:
@@ -190,4 +213,4 @@ def _input_group(module: str) -> str:
 
 def _is_saved_anyway(work: Workload, group: str) -> bool:
     """Whether the attention kernel keeps the tensor already."""
-    return group == "o_proj" and work.spec.train.attention.value != "eager"
+    return group == "o_proj" and not attention.output_is_copied(work)

@@ -8,7 +8,7 @@ that zero_grad frees nothing, and each new gradient exists beside its bucket for
 from __future__ import annotations
 
 from launcher.planner import optimizer
-from launcher.planner.gradients import Moment, gradient_terms
+from launcher.planner.gradients import Moment, gradient_terms, numel_with_gradients
 from launcher.planner.inventory import State
 from launcher.planner.outside import managed_term
 from launcher.planner.terms import FROM_FIRST_STEP, FROM_WRAP, term
@@ -27,7 +27,7 @@ def rank_classes(work: Workload) -> tuple[tuple[int, ...], ...]:
 def terms(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
     """Weights, gradients or buckets, and optimizer states, whole."""
     del rank  # all ranks are alike
-    return (*whole_weights(work), *_gradients(work, moment), *_in_flight(work), *_optimizer_states(work))
+    return (*whole_weights(work), *_gradients(work, moment), *_in_flight(work, moment), *_optimizer_states(work))
 
 
 def bucket_bytes(work: Workload) -> int:
@@ -46,22 +46,22 @@ def _gradients(work: Workload, moment: Moment) -> tuple[Term, ...]:
         buckets = term(name, kind, bucket_bytes(work), FROM_WRAP, formula=formula, source=SOURCE)
         if is_view:
             return buckets
-    outside_blocks = work.inventory.root.numel(State.TRAINED, State.ADAPTER)
     return buckets + gradient_terms(
         whole_bytes=numel * width,
-        start_bytes=outside_blocks * width,
+        so_far_bytes=numel_with_gradients(work.inventory, moment) * width,
         accumulates=work.accumulates,
-        moment=moment,
         formula=formula,
         source="torch 2.13 autograd AccumulateGrad",
     )
 
 
-def _in_flight(work: Workload) -> tuple[Term, ...]:
+def _in_flight(work: Workload, moment: Moment) -> tuple[Term, ...]:
     """The gradient that was just computed: under autocast first in the compute dtype, then in fp32; and, with bucket
     views or accumulation, before it is added to what is there."""
-    numel = work.inventory.largest_numel(State.TRAINED, State.ADAPTER)
-    width = work.compute_bytes if work.autocasts_weights else 0
+    group = (work.inventory.root,) if moment is Moment.AFTER_BLOCKS else work.inventory.blocks
+    numel = max((p.numel for block in group for p in block.parameters if p.state.is_trained), default=0)
+    is_cast = work.autocasts_weights and moment is not Moment.AFTER_BLOCKS  # an embedding is not
+    width = work.compute_bytes if is_cast else 0
     if work.accumulates or (work.world_size > 1 and work.spec.shard.gradient_as_bucket_view):
         width += work.gradient_bytes
     return term(
@@ -69,7 +69,7 @@ def _in_flight(work: Workload) -> tuple[Term, ...]:
         TermKind.GRADIENTS,
         numel * width,
         (Phase.BACKWARD,),
-        formula=f"largest parameter, {numel:,} elements x {width} B",
+        formula=f"largest parameter {moment}, {numel:,} elements x {width} B",
         source=SOURCE,
     )
 

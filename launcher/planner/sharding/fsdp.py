@@ -11,7 +11,7 @@ Optimizer states follow a rank's real rows, so that the last ranks can hold less
 from __future__ import annotations
 
 from launcher.planner import optimizer, quantisation
-from launcher.planner.gradients import Moment, gradient_terms
+from launcher.planner.gradients import Moment, gradient_terms, with_gradients
 from launcher.planner.inventory import Block, Held, State
 from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, term
 from launcher.planner.types import Phase, Term, TermKind
@@ -149,12 +149,24 @@ def sharded_gradient_bytes(work: Workload) -> int:
     )
 
 
+def gradients_so_far_bytes(work: Workload, moment: Moment) -> int:
+    """Those of the blocks that are done; the root's are reduced last, all together."""
+    if moment is Moment.AFTER_BLOCKS:
+        return sharded_gradient_bytes(work)
+    copies = with_gradients(work.inventory, moment)
+    return sum(
+        padded_numel(p.shape, work.world_size) * work.gradient_bytes * copies(p, block)
+        for block in work.inventory.blocks
+        for p in block.parameters
+        if p.state.is_trained
+    )
+
+
 def _gradients(work: Workload, moment: Moment) -> tuple[Term, ...]:
     return gradient_terms(
         whole_bytes=sharded_gradient_bytes(work),
-        start_bytes=0,
+        so_far_bytes=gradients_so_far_bytes(work, moment),
         accumulates=work.accumulates,
-        moment=moment,
         formula=f"{work.inventory.trained_numel:,} elements x {work.gradient_bytes} B / {work.world_size} ranks",
         source=COLLECTIVES,
     )

@@ -71,9 +71,8 @@ def _gradients(work: Workload, moment: Moment) -> tuple[Term, ...]:
     numel, width = partition_numel(work), work.gradient_bytes
     return gradient_terms(
         whole_bytes=numel * width,
-        start_bytes=0,
+        so_far_bytes=0 if moment is Moment.LAST_BLOCK else numel * width,
         accumulates=work.accumulates,
-        moment=moment,
         formula=f"{numel:,} elements x {width} B",
         source=f"{SOURCE} averaged_gradients",
     )
