@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from netrc import NetrcParseError, netrc
+from pathlib import Path
 
 from launcher.runs.processes import RUN_VARIABLE
 from launcher.spec import JobSpec, MethodKind, ShardKind, TrackerKind
+
+WANDB_HOST = "api.wandb.ai"
 
 # Left behind by `accelerate config`, by another launcher, or by a job this one was started from: each of them
 # changes silently how the ranks train or where they look for each other.
@@ -60,8 +64,16 @@ def read_host_facts(environ: Mapping[str, str]) -> HostFacts:
     return HostFacts(
         num_cpus=len(os.sched_getaffinity(0)),
         visible_devices=None if visible is None else tuple(name.strip() for name in visible.split(",") if name.strip()),
-        has_wandb_key=bool(environ.get("WANDB_API_KEY")),
+        has_wandb_key=bool(environ.get("WANDB_API_KEY")) or _is_logged_in_to_wandb(environ),
     )
+
+
+def _is_logged_in_to_wandb(environ: Mapping[str, str]) -> bool:
+    """Whether `wandb login` has left a key in ~/.netrc; the key itself is not looked at."""
+    try:
+        return netrc(Path(environ.get("HOME", "/")) / ".netrc").authenticators(WANDB_HOST) is not None
+    except (OSError, NetrcParseError):
+        return False
 
 
 def chosen_devices(spec: JobSpec, host: HostFacts) -> tuple[str, ...] | None:
