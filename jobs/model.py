@@ -54,7 +54,7 @@ def load_model(spec: JobSpec, *, device: torch.device) -> Any:
         trust_remote_code=False,
         use_safetensors=True,
         **arguments,
-        **_quantisation(spec, device),
+        **quantisation(spec, device),
     )
     if spec.method.kind is MethodKind.QLORA:
         keep_trainable_format(model)
@@ -109,7 +109,7 @@ def lora_config(method: MethodSpec) -> Any:
 _PEFT_BIAS = {LoraBias.NONE: "none", LoraBias.LORA_ONLY: "lora_only", LoraBias.ALL: "all"}
 
 
-def _quantisation(spec: JobSpec, device: torch.device) -> dict[str, Any]:
+def quantisation(spec: JobSpec, device: torch.device) -> dict[str, Any]:
     """How bitsandbytes quantises, and where it puts the result.
 
     FSDP2 and ZeRO-3 move the weights themselves; elsewhere they must be on the rank's own device from the start.
