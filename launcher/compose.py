@@ -146,8 +146,8 @@ def _model(reader: Reader) -> tuple[ModelSpec, ModelShape]:
         reader.report("model.path", f"has no effect with model={conf['name']}", "use model=path")
     try:
         shape = model_shape(config)
-    except ValueError as error:
-        reader.report("model.name", f"has an architecture that cannot be planned: {error}")
+    except InputError as error:
+        reader.problems.extend(error.problems)
         shape = model_shape(FALLBACK_MODEL)
     name = Path(path).name if conf["source"] == "path" and path is not None else conf["name"]
     spec = ModelSpec(

@@ -45,10 +45,14 @@ from launcher.workflow import (
 
 
 class Task:
-    """What Hydra calls: once for a run; for a multirun once a cell, and then `finish_sweep` by the sweep launcher."""
+    """What Hydra calls: once for a run; for a multirun once a cell, and then `finish_sweep` by the sweep launcher.
+
+    error: what a run ended with. It is kept, not raised: Hydra would put lines of its own before it.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.error: FitlaunchError | None = None
 
     @cached_property
     def host(self) -> Host:
@@ -64,10 +68,12 @@ class Task:
                 return plain(config)
             return plain(hydra.compose(config_name="config", overrides=[*overrides, *more]))
 
-        prepared = prepare(overrides, compose, self.host)
         if HydraConfig.get().mode is RunMode.MULTIRUN:
-            return prepared
-        self._carry_out(prepared)
+            return prepare(overrides, compose, self.host)
+        try:
+            self._carry_out(prepare(overrides, compose, self.host))
+        except FitlaunchError as error:
+            self.error = error
         return None
 
     def _carry_out(self, prepared: Prepared) -> None:
@@ -123,7 +129,10 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="fitlaunch-") as scratch:
             sys.argv = [arguments[0], *_checked_arguments(arguments[1:], scratch)]
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(Task(console))()
+            task = Task(console)
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+            if task.error is not None:
+                raise task.error
     except FitlaunchError as error:
         show_error(error, console)
         return error.exit_code

@@ -13,7 +13,7 @@ from pathlib import Path
 from launcher.datafile import check_file
 from launcher.errors import Problem
 from launcher.host import Host
-from launcher.models import ModelShape, lora_parameters
+from launcher.models import ModelShape, lora_allows_dropout, lora_parameters
 from launcher.precision import COMPUTE, is_deepspeed
 from launcher.spec import (
     Attention,
@@ -172,6 +172,16 @@ def lora_targets(case: Case) -> Iterator[Problem]:
         yield Problem(field="method.targets", value=",".join(method.targets), rule=f"is wrong: {error}")
 
 
+def lora_dropout(case: Case) -> Iterator[Problem]:
+    """peft 0.21 adapts routers and stacked experts as bare parameters, and takes no dropout there."""
+    method = case.spec.method
+    if method.targets is None or not method.dropout or lora_allows_dropout(case.shape, method.targets):
+        return
+    rule = f"is not possible with method.targets={','.join(method.targets)} on {case.spec.model.name}"
+    way_out = "use method.dropout=0, or targets without routers and experts"
+    yield Problem(field="method.dropout", value=method.dropout, rule=rule, way_out=way_out)
+
+
 def quantisation_dtypes(case: Case) -> Iterator[Problem]:
     """QLoRA computes in the precision's dtype; its storage must be what the sharding can split."""
     method, shard, train = case.spec.method, case.spec.shard, case.spec.train
@@ -279,6 +289,7 @@ RULES: tuple[Rule, ...] = (
     loss_exists,
     method_options,
     lora_targets,
+    lora_dropout,
     quantisation_dtypes,
     global_batch_divides,
     sequence_fits_model,

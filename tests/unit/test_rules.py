@@ -51,6 +51,11 @@ REFUSED: list[tuple[str, str]] = [
         "method.compute_dtype=float32 differs from the compute dtype of train.precision=bf16_mixed: "
         "use method.compute_dtype=bfloat16",
     ),
+    (
+        "model=mixtral-8x7b method.dropout=0.1",
+        "method.dropout=0.1 is not possible with method.targets=all-linear on mixtral-8x7b: "
+        "use method.dropout=0, or targets without routers and experts",
+    ),
     # optimizer
     (
         "shard=fsdp train.optimizer=adamw_8bit",
@@ -172,6 +177,7 @@ ACCEPTED = [
     "method=qlora shard=fsdp",
     "method=qlora shard=zero3 train.precision=fp32",
     "model=gemma2-2b",
+    "model=mixtral-8x7b method.dropout=0.1 method.targets=[q_proj,v_proj]",
     "model=gemma2-2b train.attention=flash_attention_2",
     "train.loss=fused_linear train.attention=flash_attention_2",
     "mode=plan device=h100-80g gpus=64 train.global_batch=64",
