@@ -41,13 +41,26 @@ def expands_keys(work: Workload) -> bool:
 def output_is_copied(work: Workload) -> bool:
     """Whether the output projection reads a copy of what attention saves: in eager, which does not save its output,
     and where the rotary embedding concatenates (Phi-3), so that the kernel's output has another layout."""
-    return work.spec.train.attention is Attention.EAGER or ARCHITECTURES[work.shape.model_type].fused
+    return work.spec.train.attention is Attention.EAGER or is_fused(work)
+
+
+def value_width(work: Workload) -> int:
+    """Elements held for the values: where one projection makes queries, keys and values (Phi-3), values that are not
+    repeated are a view that holds all three."""
+    if expands_keys(work):
+        return query_width(work)
+    return query_width(work) + 2 * key_width(work) if is_fused(work) else key_width(work)
+
+
+def is_fused(work: Workload) -> bool:
+    """Whether queries, keys and values come from one projection."""
+    return ARCHITECTURES[work.shape.model_type].fused
 
 
 def saved_bytes(work: Workload) -> int:
     """Query, keys, values, output and what the softmax leaves."""
     width, keys = work.compute_bytes, query_width(work) if expands_keys(work) else key_width(work)
-    in_and_out = width * (2 * query_width(work) + 2 * keys)
+    in_and_out = width * (2 * query_width(work) + keys + value_width(work))
     heads, length = work.shape.num_attention_heads, work.spec.train.sequence_length
     if work.spec.train.attention is not Attention.EAGER:
         # The log-sum-exp; and each block's own copy of the mask as numbers (torch 2.13
