@@ -49,8 +49,11 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """What the Trainer needs. eval is None where nothing is held out; it is never packed, so that its loss does not
-    depend on packing. Columns: input_ids, labels, and position_ids where samples are packed."""
+    """What the Trainer needs. Columns: input_ids, labels, and position_ids where samples are packed.
+
+    eval is None where nothing is held out. It is never packed, so that its loss does not depend on packing, and its
+    longest rows come first.
+    """
 
     train: Dataset
     eval: Dataset | None
@@ -161,6 +164,7 @@ def _build(folder: Path, spec: JobSpec, tokenizer: Any) -> None:
     train_rows, eval_rows = split_rows(spec.data, spec.train.seed)
     train, train_cut = _cut(_encode(tokenizer, train_rows), length)
     held_out, eval_cut = _cut(_encode(tokenizer, eval_rows), length)
+    held_out.sort(key=lambda example: -len(example.input_ids))  # rows of like length share a batch: little padding
     if not train:
         raise ValueError(
             f"none of the {len(train_rows)} training rows has any of its answer within "

@@ -2,6 +2,8 @@
 
 Real text that is on every machine: module, class, function and method docstrings of the modules listed here, and the
 language reference that help() shows (pydoc_data.topics). The rows depend on the Python version alone.
+
+    python -m jobs.stdlib_data FILE      write them
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import importlib
 import inspect
 import json
 import re
+import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,6 +26,7 @@ from jobs.cache import build_once, cache_dir
 
 # Part of the file's name: raise it when the same Python shall give other rows.
 FORMAT = 1
+BUILD_TIMEOUT_S = 120.0
 MIN_ANSWER_CHARACTERS = 25
 MAX_ANSWER_CHARACTERS = 320
 
@@ -111,7 +115,13 @@ def data_file() -> Path:
 
 
 def build(path: Path) -> None:
-    """Write the instruction set as alpaca JSONL."""
+    """Write the instruction set from an interpreter of its own: libraries such as torch alter what they import."""
+    command = (sys.executable, "-P", "-m", "jobs.stdlib_data", str(path))
+    subprocess.run(command, check=True, timeout=BUILD_TIMEOUT_S)
+
+
+def write_rows(path: Path) -> None:
+    """Write the instruction set, as this process sees the library, as alpaca JSONL."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in make_rows()), encoding="utf-8")
 
 
@@ -214,3 +224,7 @@ def _topic_name(title: str) -> str:
     """'The "del" statement' as a person says it inside a sentence: the `del` statement."""
     words = title.strip().split()
     return " ".join(f"`{word[1:-1]}`" if word.startswith('"') else word.lower() for word in words)
+
+
+if __name__ == "__main__":
+    write_rows(Path(sys.argv[1]))
