@@ -124,13 +124,19 @@ def test_zero3_keeps_what_is_soon_reused() -> None:
 
 
 def test_fsdp_buffers_of_an_8b_model() -> None:
-    """One block in bf16 is 416 MiB; the fp32 reduce-scatter of embedding and head is 4,008 MiB."""
+    """One block in bf16 is 416 MiB; embedding and head, groups of their own, are 2,004 MiB each to reduce in fp32."""
     work = estimate(job(method="full", shard="fsdp", gpus=8)).work
     (block,) = work.inventory.blocks
     assert fsdp.gathered_bytes(work, block) == 436_224_000
-    assert fsdp.gathered_bytes(work, block) / MIB == pytest.approx(416, abs=0.05)
-    root = fsdp.reduced_numel(work, work.inventory.root) * fsdp.reduce_bytes(work)
-    assert root / MIB == pytest.approx(4008, abs=0.05)
+    assert [p.name for p in fsdp.last_group(work).parameters] == ["model.embed_tokens.weight"]
+    assert [p.name for p in fsdp.tail(work).parameters] == ["model.norm.weight", "lm_head.weight"]
+    assert fsdp.reduced_numel(work, fsdp.last_group(work)) * fsdp.reduce_bytes(work) == 2004 * MIB
+
+
+def test_a_tied_embedding_is_reduced_with_the_tail() -> None:
+    work = estimate(job("llama3.2-1b", method="full", shard="fsdp", gpus=8)).work
+    assert fsdp.last_group(work) == fsdp.tail(work)
+    assert [p.name for p in fsdp.tail(work).parameters] == ["model.embed_tokens.weight", "model.norm.weight"]
 
 
 def test_fsdp_splits_rows_and_pads() -> None:

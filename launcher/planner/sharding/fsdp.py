@@ -1,15 +1,19 @@
-"""FSDP2: each parameter split over the ranks along its first dimension, gathered block by block.
+"""FSDP2: each parameter split over the ranks along its first dimension, gathered group by group.
 
 Source: torch 2.13 distributed/fsdp/_fully_shard/: _fsdp_param.py (shards are padded to equal rows),
 _fsdp_collectives.py (the flat all-gather output beside the copies made from it; reduce-scatter in reduce_dtype),
-_fsdp_param_group.py (prefetch of one block, one reduce-scatter input in flight). The root group is what no block
-holds: embedding, final norm, head.
+_fsdp_param_group.py (prefetch of one group, one reduce-scatter input in flight).
+
+The groups are accelerate 1.15's (utils/fsdp_utils.py fsdp2_prepare_model): each transformer block; the embedding; and
+the tail, which is final norm and head, and is not resharded between forward and backward. A tied embedding belongs to
+the tail, whose gradients then wait for the end of the backward pass.
 
 Optimizer states follow a rank's real rows, so that the last ranks can hold less.
 """
 
 from __future__ import annotations
 
+from launcher.models import Role
 from launcher.planner import optimizer, quantisation
 from launcher.planner.gradients import Moment, gradient_terms, with_gradients
 from launcher.planner.inventory import Block, Held, State
@@ -22,6 +26,7 @@ from launcher.units import ceil_div
 
 SOURCE = "torch 2.13 distributed/fsdp/_fully_shard/_fsdp_param.py"
 COLLECTIVES = "torch 2.13 distributed/fsdp/_fully_shard/_fsdp_collectives.py"
+GROUPS = "accelerate 1.15 utils/fsdp_utils.py fsdp2_prepare_model"
 TRAINED = (State.TRAINED, State.ADAPTER)
 KINDS = {
     State.TRAINED: TermKind.WEIGHTS,
@@ -150,15 +155,14 @@ def sharded_gradient_bytes(work: Workload) -> int:
 
 
 def gradients_so_far_bytes(work: Workload, moment: Moment) -> int:
-    """Those of the blocks that are done; the root's are reduced last, all together."""
-    if moment is Moment.AFTER_BLOCKS:
-        return sharded_gradient_bytes(work)
+    """Those of the groups that are reduced; what waits for the end of the backward pass is not."""
     copies = with_gradients(work.inventory, moment)
+    waiting = last_group(work).parameters
     return sum(
         padded_numel(p.shape, work.world_size) * work.gradient_bytes * copies(p, block)
-        for block in work.inventory.blocks
+        for block in work.inventory.groups
         for p in block.parameters
-        if p.state.is_trained
+        if p.state.is_trained and p not in waiting
     )
 
 
@@ -186,51 +190,68 @@ def _optimizer_states(work: Workload, rank: int) -> tuple[Term, ...]:
     )
 
 
+def is_tied(work: Workload) -> bool:
+    """Whether the head is the embedding."""
+    return not any(p.role is Role.HEAD for p in work.inventory.root.parameters)
+
+
+def tail(work: Workload) -> Block:
+    """Final norm and head, and the embedding where it is tied."""
+    root = work.inventory.root.parameters
+    return Block(copies=1, parameters=tuple(p for p in root if is_tied(work) or not _is_of_embedding(p)))
+
+
+def last_group(work: Workload) -> Block:
+    """What is reduced last: the embedding, or the tail that it belongs to."""
+    if is_tied(work):
+        return tail(work)
+    return Block(copies=1, parameters=tuple(p for p in work.inventory.root.parameters if _is_of_embedding(p)))
+
+
+def _is_of_embedding(parameter: Held) -> bool:
+    return parameter.role is Role.EMBEDDING or "lora_embedding" in parameter.name
+
+
 def _gathered(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """The root's copies stay from forward to backward; of the blocks there are one copied out and one in flight, or
-    all of them when they are not resharded. Around the loss the root's own gather is in flight."""
-    root = gathered_bytes(work, work.inventory.root)
+    """The tail's copies stay through the loss, until it is reduced; the embedding's are there while it is used. Of
+    the blocks there are one copied out and one in flight, or all of them when they are not resharded."""
+    at_end = gathered_bytes(work, tail(work))
+    embedding = 0 if is_tied(work) else gathered_bytes(work, last_group(work))
     block = max(gathered_bytes(work, block) for block in work.inventory.blocks)
-    blocks = 2 * block
-    kept = 0
-    if not work.spec.shard.reshard_after_forward:
-        kept = sum(gathered_bytes(work, block) * block.copies for block in work.inventory.blocks)
-        blocks = 0
+    every_block = sum(gathered_bytes(work, block) * block.copies for block in work.inventory.blocks)
+    reshards = bool(work.spec.shard.reshard_after_forward)
+    in_blocks = () if moment is Moment.AFTER_BLOCKS else (Phase.BACKWARD,)
     buffers = TermKind.SHARDING_BUFFERS
-    running = [Phase.FORWARD, Phase.EVALUATION]
-    if moment is not Moment.AFTER_BLOCKS:
-        running.append(Phase.BACKWARD)
-    regathered = root if work.spec.shard.reshard_after_forward else 0
     return (
         *term(
-            "root, gathered",
+            "tail, gathered",
             buffers,
-            root,
-            (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.EVALUATION),
-            formula=f"{work.inventory.root.numel():,} elements in the compute dtype",
-            source="torch 2.13 distributed/fsdp/_fully_shard/_fsdp_state.py",
+            at_end,
+            (Phase.FORWARD, Phase.LOSS, Phase.EVALUATION, *(in_blocks if is_tied(work) else ())),
+            formula=f"{tail(work).numel():,} elements in the compute dtype",
+            source=GROUPS,
         ),
         *term(
-            "root, all-gather buffer",
+            "embedding, gathered",
             buffers,
-            regathered,
-            (Phase.LOSS,),
-            formula="as large as the gathered root",
-            source=COLLECTIVES,
+            0 if reshards else embedding,
+            (Phase.FORWARD, Phase.LOSS, Phase.EVALUATION, *in_blocks),
+            formula="reshard_after_forward=false",
+            source=GROUPS,
         ),
         *term(
             "blocks, gathered and in flight",
             buffers,
-            blocks,
-            running,
+            2 * block if reshards else 0,
+            (Phase.FORWARD, Phase.EVALUATION, *in_blocks),
             formula=f"2 x {block:,} B: one copied out, one in flight",
             source=COLLECTIVES,
         ),
         *term(
             "all blocks, gathered",
             buffers,
-            kept,
-            (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.EVALUATION),
+            0 if reshards else every_block,
+            (Phase.FORWARD, Phase.LOSS, Phase.EVALUATION, *in_blocks),
             formula="reshard_after_forward=false",
             source=COLLECTIVES,
         ),
@@ -238,36 +259,34 @@ def _gathered(work: Workload, moment: Moment) -> tuple[Term, ...]:
 
 
 def _reduced(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """Unsharded gradients, and the reduce-scatter's input and output made from them. The root's wait until the end."""
-    root = reduced_numel(work, work.inventory.root)
-    group = root if moment is Moment.AFTER_BLOCKS else max(reduced_numel(work, b) for b in work.inventory.blocks)
-    root_gradients = work.inventory.root.numel(*TRAINED) * work.compute_bytes
-    own = 0 if moment is Moment.AFTER_BLOCKS else max(b.numel(*TRAINED) for b in work.inventory.blocks)
-    width = reduce_bytes(work)
+    """Unsharded gradients and the reduce-scatter's input made from them; its output are the sharded gradients. The
+    input of the group before is in flight while the next group computes."""
+    block = max(reduced_numel(work, block) for block in work.inventory.blocks)
+    last = reduced_numel(work, last_group(work))
+    waiting = last if is_tied(work) or moment is Moment.AFTER_BLOCKS else 0
+    running = 0 if moment is Moment.AFTER_BLOCKS else block
+    in_flight = {
+        Moment.LAST_BLOCK: max(block, 0 if is_tied(work) else reduced_numel(work, tail(work))),
+        Moment.FIRST_BLOCK: block,
+        Moment.AFTER_BLOCKS: last,
+    }[moment]
+    unsharded, width = waiting + running, reduce_bytes(work)
     buffers, phases = TermKind.SHARDING_BUFFERS, (Phase.BACKWARD,)
     return (
         *term(
-            "root gradients, unsharded",
+            "gradients, unsharded",
             buffers,
-            root_gradients,
+            unsharded * work.compute_bytes,
             phases,
-            formula=f"{work.inventory.root.numel(*TRAINED):,} elements x {work.compute_bytes} B",
+            formula=f"{unsharded:,} elements x {work.compute_bytes} B",
             source=COLLECTIVES,
         ),
         *term(
-            "block gradients, unsharded",
+            "reduce-scatter input",
             buffers,
-            own * work.compute_bytes,
+            in_flight * width,
             phases,
-            formula=f"{own:,} elements x {work.compute_bytes} B",
-            source=COLLECTIVES,
-        ),
-        *term(
-            "reduce-scatter input and output",
-            buffers,
-            (group + group // work.world_size) * width,
-            phases,
-            formula=f"{group:,} elements x {width} B x (1 + 1/{work.world_size})",
+            formula=f"{in_flight:,} elements x {width} B",
             source=COLLECTIVES,
         ),
     )
