@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from jobs.data import Data, load_data
-from jobs.finished import BASE, RESULT, FinishedRun, NoResult, models, open_run, pick_device, tokenizer_of
+from jobs.finished import BASE, RESULT, FinishedRun, NoResult, models, open_run, pick_device, quieten, tokenizer_of
 from jobs.prompt import IGNORED
 from launcher.spec import to_json
 
@@ -60,11 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="the run's folder")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args(arguments)
+    quieten()
     console = Console(stderr=True)
     try:
         losses = evaluate(open_run(options.run), pick_device())
     except NoResult as error:
-        console.print(str(error), markup=False, style="red")
+        console.print(str(error), markup=False, style="red", soft_wrap=True)
         return 2
     if options.json:
         sys.stdout.write(to_json(losses) + "\n")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from jobs.checkpoint import CheckpointBroken, verify
 from jobs.dtypes import torch_dtype
@@ -56,6 +57,12 @@ def open_run(directory: Path) -> FinishedRun:
             f"the run has no complete result ({error}); a run has one once it has done all its steps"
         ) from None
     return FinishedRun(folder=folder, spec=read_job(folder.job))
+
+
+def quieten() -> None:
+    """Keep transformers' progress bars and advice off a command's screen."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def pick_device() -> torch.device:

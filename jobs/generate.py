@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 
 from jobs import prompt
 from jobs.data import split_rows
-from jobs.finished import BASE, RESULT, FinishedRun, NoResult, models, open_run, pick_device, tokenizer_of
+from jobs.finished import BASE, RESULT, FinishedRun, NoResult, models, open_run, pick_device, quieten, tokenizer_of
 from launcher.datafile import Row
 from launcher.spec import to_json
 
@@ -103,13 +103,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS, help="longest answer, in tokens")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args(arguments)
+    quieten()
     console = Console(stderr=True)
     try:
         run = open_run(options.run)
         rows = [Row(text, "", "") for text in options.prompt] if options.prompt else default_rows(run)
         answers = generate(run, rows, pick_device(), max_new_tokens=options.max_new_tokens)
     except NoResult as error:
-        console.print(str(error), markup=False, style="red")
+        console.print(str(error), markup=False, style="red", soft_wrap=True)
         return 2
     if options.json:
         sys.stdout.write(to_json(answers) + "\n")

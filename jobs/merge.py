@@ -22,7 +22,7 @@ from rich.console import Console
 
 from jobs import prompt
 from jobs.data import split_rows
-from jobs.finished import FinishedRun, NoResult, attach_result, load_base, open_run, pick_device, tokenizer_of
+from jobs.finished import FinishedRun, NoResult, attach_result, load_base, open_run, pick_device, quieten, tokenizer_of
 from launcher.spec import MethodKind
 
 NUM_PROBES = 2
@@ -106,15 +106,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="the run's folder")
     parser.add_argument("--output", type=Path, help="where to save; default: merged, in the run's folder")
     options = parser.parse_args(arguments)
+    quieten()
     console = Console(stderr=True, highlight=False)
     try:
         run = open_run(options.run)
         merged = merge(run, options.output or run.folder.root / "merged", pick_device())
     except (NoResult, NothingToMerge, FileExistsError) as error:
-        console.print(str(error), markup=False, style="red")
+        console.print(str(error), markup=False, style="red", soft_wrap=True)
         return 2
     except MergeFailed as error:
-        console.print(str(error), markup=False, style="red")
+        console.print(str(error), markup=False, style="red", soft_wrap=True)
         return 5
     if run.spec.method.kind is MethodKind.QLORA:
         console.print("The adapter was trained beside 4-bit weights and is merged into the unquantised base.")
@@ -122,6 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"merged model: {merged.directory}\nlogits differ from base and adapter by {merged.difference:.1e} "
         f"of the largest (at most {merged.tolerance:.0e} is accepted)",
         markup=False,
+        soft_wrap=True,
     )
     return 0
 
