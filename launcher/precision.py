@@ -26,6 +26,8 @@ class Dtypes:
 
     frozen: weights that are not trained and not quantised (None for full fine-tuning).
     trained: the trained parameters as the module holds them. master: a separate copy kept by the engine, or None.
+    ZeRO-2 always keeps one (stage_1_and_2.py clones its partition, DeepSpeed 0.19.8); ZeRO-3 steps its own partitions
+    where they already have the master's dtype (stage3.py).
     """
 
     frozen: Dtype | None
@@ -47,7 +49,12 @@ def dtypes(spec: JobSpec) -> Dtypes:
     frozen = None if spec.method.kind is MethodKind.FULL else compute
     if spec.train.precision in (Precision.FP32, Precision.BF16_PURE):
         return Dtypes(
-            frozen=frozen, trained=compute, master=None, gradients=compute, optimizer_states=compute, compute=compute
+            frozen=frozen,
+            trained=compute,
+            master=compute if spec.shard.kind is ShardKind.ZERO2 else None,
+            gradients=compute,
+            optimizer_states=compute,
+            compute=compute,
         )
     engine = is_deepspeed(spec.shard.kind)
     return Dtypes(
