@@ -13,7 +13,7 @@ def outside_terms(work: Workload) -> tuple[Term, ...]:
     """The terms of kind OUTSIDE."""
     if not work.on_cuda:
         return _cpu_process(work)
-    context = constants.CUDA_CONTEXT
+    context = constants.cuda_context(work.spec.device.compute_capability)
     terms = term(
         "CUDA context",
         TermKind.OUTSIDE,

@@ -17,8 +17,18 @@ RESERVED_PERCENT = {
     ShardKind.ZERO3: 108,
 }
 
-# How far the allocated bytes may be off, in percent of them.
-INTERVAL_PERCENT = 10
+# How far the allocated bytes may be off, in percent of them; the bounds also take in the allocator's slack.
+# One rank: 57 public measurements on one GPU (LoRA, QLoRA and full, 1.1B to 7B; the loss and the optimizer of their
+# library versions put in, Liger and fused kernels as their formulas say) are met with a median error of 1.6 %, a
+# mean of 2.7 % and a worst of 10.5 %; 56 of them within 10 %.
+# Sharded: no public measurement of these versions is fully specified. Real runs of the job on two CPU ranks were off by
+# -8 to +6 %, and one ZeRO-3 LoRA run by +21 %, where a tiny model was planned as wholly gathered and was not.
+INTERVAL_PERCENT = {
+    ShardKind.DDP: 10,
+    ShardKind.FSDP: 15,
+    ShardKind.ZERO2: 15,
+    ShardKind.ZERO3: 15,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +49,12 @@ def need(spec: JobSpec, rank: RankPlan) -> Need:
     allocated, outside = rank.allocated_bytes, rank.outside_bytes
     slack_percent = RESERVED_PERCENT[spec.shard.kind] if spec.device.kind == "cuda" else 100
     reserved = allocated * slack_percent // 100
+    interval = INTERVAL_PERCENT[spec.shard.kind]
     return Need(
         reserved_bytes=reserved,
         process_bytes=reserved + outside,
-        low_bytes=allocated * (100 - INTERVAL_PERCENT) // 100 + outside,
-        high_bytes=reserved * (100 + INTERVAL_PERCENT) // 100 + outside,
+        low_bytes=allocated * (100 - interval) // 100 + outside,
+        high_bytes=reserved * (100 + interval) // 100 + outside,
     )
 
 
