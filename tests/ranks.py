@@ -15,6 +15,9 @@ from typing import Any
 import msgspec
 
 from launcher.precision import COMPUTE, is_deepspeed
+from launcher.render.deepspeed import deepspeed_config
+from launcher.render.environment import DROPPED_PREFIXES, HostFacts
+from launcher.render.environment import environment as planned_environment
 from launcher.render.types import LaunchPlan
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import Event, Started, read_record
@@ -154,40 +157,6 @@ def _shard(kind: ShardKind) -> ShardSpec:
     )
 
 
-def deepspeed_config(spec: JobSpec) -> dict[str, Any]:
-    """The DeepSpeed settings that jobs/train.py is made for."""
-    shard, train = spec.shard, spec.train
-    zero: dict[str, Any] = {
-        "stage": 2 if shard.kind is ShardKind.ZERO2 else 3,
-        "overlap_comm": shard.overlap_comm,
-        "contiguous_gradients": True,
-        "reduce_scatter": True,
-        "reduce_bucket_size": shard.reduce_bucket_size,
-        "allgather_bucket_size": shard.allgather_bucket_size,
-    }
-    if shard.kind is ShardKind.ZERO3:
-        zero |= {
-            "stage3_prefetch_bucket_size": shard.prefetch_bucket_size,
-            "stage3_param_persistence_threshold": shard.param_persistence_threshold,
-            "stage3_max_live_parameters": shard.max_live_parameters,
-            "stage3_max_reuse_distance": shard.max_reuse_distance,
-            "sub_group_size": shard.sub_group_size,
-            "stage3_gather_16bit_weights_on_model_save": True,
-        }
-    pure = train.precision is Precision.BF16_PURE
-    return {
-        "train_micro_batch_size_per_gpu": spec.micro_batch,
-        "gradient_accumulation_steps": spec.gradient_accumulation,
-        "gradient_clipping": train.max_grad_norm,
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": train.precision in (Precision.BF16_MIXED, Precision.BF16_PURE)}
-        | ({"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True} if pure else {}),
-        "fp16": {"enabled": train.precision is Precision.FP16_MIXED},
-        "steps_per_print": 1_000_000_000,
-        "zero_optimization": zero,
-    }
-
-
 def write_run(root: Path, spec: JobSpec) -> RunFolder:
     """Write a run folder as the launcher does, its plan frozen."""
     run = RunFolder(root)
@@ -204,28 +173,30 @@ def write_run(root: Path, spec: JobSpec) -> RunFolder:
     return run
 
 
-def environment(run: RunFolder, spec: JobSpec, attempt: int) -> dict[str, str]:
+def environment(run: RunFolder, spec: JobSpec, attempt: int, launcher: tuple[int, int] | None = None) -> dict[str, str]:
     """What the launcher gives its ranks."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "FSDP_", "FITLAUNCH_"))}
-    env = kept | {
-        "PYTHONSAFEPATH": "1",
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "DS_ACCELERATOR": "cpu",
-        "FITLAUNCH_ATTEMPT": str(attempt),
-        "FITLAUNCH_PLAN_HASH": run.launch_hash.read_text().strip(),
-        "FITLAUNCH_LAUNCHER": f"{os.getpid()}:{_start_ticks()}",
-    }
-    if spec.shard.kind is ShardKind.FSDP:
-        rank0 = spec.method.quant_type is None
-        env |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": str(rank0).lower()}
-    return env
+    pid, start_ticks = launcher or (os.getpid(), _start_ticks())
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(DROPPED_PREFIXES)}
+    planned = planned_environment(spec, run_dir=str(run.root), host=HostFacts(num_cpus=spec.world_size))
+    return (
+        kept
+        | planned
+        | {
+            "FITLAUNCH_ATTEMPT": str(attempt),
+            "FITLAUNCH_PLAN_HASH": run.launch_hash.read_text().strip(),
+            "FITLAUNCH_LAUNCHER": f"{pid}:{start_ticks}",
+        }
+        | ({"FITLAUNCH_CACHE": os.environ["FITLAUNCH_CACHE"]} if "FITLAUNCH_CACHE" in os.environ else {})
+    )
 
 
-def start_ranks(run: RunFolder, spec: JobSpec, attempt: int = 0) -> subprocess.Popen[bytes]:
-    """Start the ranks in a session of their own; their output goes to the attempt's logs."""
+def start_ranks(
+    run: RunFolder, spec: JobSpec, attempt: int = 1, launcher: tuple[int, int] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start the ranks in a session of their own; their output goes to the attempt's logs.
+
+    launcher: pid and start ticks of what they take for their launcher; by default this process.
+    """
     run.logs(attempt).mkdir(parents=True, exist_ok=True)
     argv = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"),
@@ -234,7 +205,7 @@ def start_ranks(run: RunFolder, spec: JobSpec, attempt: int = 0) -> subprocess.P
     ]
     with (run.logs(attempt) / "ranks.log").open("wb") as log:
         return subprocess.Popen(
-            argv, env=environment(run, spec, attempt), stdout=log, stderr=log, start_new_session=True
+            argv, env=environment(run, spec, attempt, launcher), stdout=log, stderr=log, start_new_session=True
         )
 
 
@@ -248,12 +219,12 @@ def wait_for(process: subprocess.Popen[bytes], timeout_s: float = TIMEOUT_S) -> 
         raise
 
 
-def run_ranks(run: RunFolder, spec: JobSpec, attempt: int = 0) -> int:
+def run_ranks(run: RunFolder, spec: JobSpec, attempt: int = 1) -> int:
     """Start the ranks and wait for them."""
     return wait_for(start_ranks(run, spec, attempt))
 
 
-def log_text(run: RunFolder, attempt: int = 0) -> str:
+def log_text(run: RunFolder, attempt: int = 1) -> str:
     """What the ranks printed, for the message of a failing test."""
     return (run.logs(attempt) / "ranks.log").read_text()[-6000:]
 
@@ -269,7 +240,7 @@ def losses(run: RunFolder, attempt: int | None = None) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in metrics(run, "train", attempt)}
 
 
-def started(run: RunFolder, attempt: int = 0) -> Started:
+def started(run: RunFolder, attempt: int = 1) -> Started:
     """started.json, which must be there."""
     record = read_record(run.started(attempt), Started)
     assert record is not None, log_text(run, attempt)
