@@ -43,6 +43,7 @@ def shard_defaults(kind: ShardKind, hidden_size: int, *, on_cuda: bool) -> Shard
                 kind=kind,
                 offload=Offload.NONE,
                 reduce_bucket_size=hidden_size * hidden_size,
+                allgather_bucket_size=ALLGATHER_BUCKET_ELEMENTS,
                 overlap_comm=on_cuda,
                 prefetch_bucket_size=int(0.9 * hidden_size * hidden_size),
                 param_persistence_threshold=10 * hidden_size,

@@ -79,16 +79,20 @@ def result_bytes(work: Workload) -> int:
 
 
 def checkpoint_bytes(work: Workload) -> int:
-    """One checkpoint to resume from, over all ranks: trained weights, fp32 masters and optimizer states.
+    """One checkpoint to resume from, over all ranks: what is trained, in the dtype the module holds, and its states.
 
-    DeepSpeed also writes the frozen weights it holds (its engine saves the whole module).
+    FSDP2 and DeepSpeed write the trained weights a second time in a form of their own, DeepSpeed its fp32 master too;
+    frozen weights are left out (transformers 5.23 trainer.py, _save_checkpoint and _save_optimizer_and_scheduler).
     """
-    trained = work.inventory.trained_numel
+    trained, kind = work.inventory.trained_numel, work.spec.train.optimizer
     weights = trained * work.dtypes.trained.num_bytes
+    tensors = tuple((p.numel, count) for p, count in work.inventory.counted(*TRAINED))
+    states_dtype = work.dtypes.optimizer_states
     if is_deepspeed(work.spec.shard.kind):
-        tensors: tuple[tuple[int, int], ...] = ((ceil_div(trained, work.world_size), work.world_size),)
-        weights += trained * FP32
-    else:
-        tensors = tuple((p.numel, count) for p, count in work.inventory.counted(*TRAINED))
-    kind, dtype = work.spec.train.optimizer, work.dtypes.optimizer_states
-    return weights + optimizer.states_bytes(kind, tensors, dtype) + optimizer.managed_bytes(kind, tensors)
+        tensors = ((ceil_div(trained, work.world_size), work.world_size),)
+        states_dtype = Dtype.FLOAT32
+        weights += trained * (work.dtypes.trained.num_bytes + FP32)
+    elif work.spec.shard.kind is ShardKind.FSDP:
+        weights *= 2
+    states = optimizer.states_bytes(kind, tensors, states_dtype) + optimizer.managed_bytes(kind, tensors)
+    return weights + states
