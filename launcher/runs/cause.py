@@ -30,8 +30,8 @@ class Cause:
     rank: int | None
 
 
-def first_cause(failures: Sequence[Failed], deaths: Sequence[Death], *, agent: str, agent_exit_code: int) -> Cause:
-    """The first cause of a failed attempt.
+def first_cause(failures: Sequence[Failed], deaths: Sequence[Death], *, otherwise: str) -> Cause:
+    """The first cause of a failed attempt; `otherwise` is said where neither a note nor a death tells anything.
 
     A rank killed by a signal leaves no note, so its death comes before notes written at about the same time.
     TERM does not count: it is how the others are told to end.
@@ -45,7 +45,7 @@ def first_cause(failures: Sequence[Failed], deaths: Sequence[Death], *, agent: s
         return Cause(text=_describe_note(notes[0]), rank=notes[0].rank)
     if silent:
         return Cause(text=_describe_death(silent[0]), rank=silent[0].rank)
-    return Cause(text=f"the ranks ended without a result; {agent} {_describe_exit(agent_exit_code)}", rank=None)
+    return Cause(text=f"the ranks ended without a result; {otherwise}", rank=None)
 
 
 def _is_killed(death: Death) -> bool:
@@ -63,13 +63,16 @@ def _describe_note(note: Failed) -> str:
 
 def _describe_death(death: Death) -> str:
     assert death.exit_code is not None
-    text = f"rank {death.rank} {_describe_exit(death.exit_code)}"
+    text = f"rank {death.rank} {describe_exit(death.exit_code)}"
     if death.exit_code == -signal.SIGKILL:
         return f"{text}, which is also what the kernel does when the host is out of memory (see dmesg)"
     return text
 
 
-def _describe_exit(exit_code: int) -> str:
+def describe_exit(exit_code: int | None) -> str:
+    """An exit code, as subprocess has it, in words."""
+    if exit_code is None:
+        return "did not end"
     if exit_code >= 0:
         return f"ended with exit code {exit_code}"
     try:

@@ -42,6 +42,11 @@ def has_failure(run: RunFolder, attempt: int) -> bool:
     return any(run.attempt(attempt).glob("failed-rank-*.json"))
 
 
+def has_result(run: RunFolder, attempt: int) -> bool:
+    """Whether the ranks have written that they finished, or stopped."""
+    return run.finished(attempt).exists() or run.stopped(attempt).exists()
+
+
 def _read_all(run: RunFolder, attempt: int, prefix: str, kind: type[T]) -> list[T]:
     return [
         msgspec.json.decode(path.read_bytes(), type=kind) for path in run.attempt(attempt).glob(f"{prefix}-rank-*.json")

@@ -34,6 +34,7 @@ class ProcessStat:
     """What /proc/PID/stat says. exit_code is as subprocess has it (negative: the signal), None while it runs."""
 
     state: str
+    parent: int
     start_ticks: int
     exit_code: int | None
 
@@ -50,6 +51,7 @@ def parse_stat(text: str) -> ProcessStat:
     ended = state in "ZX"
     return ProcessStat(
         state=state,
+        parent=int(fields[1]),
         start_ticks=int(fields[19]),
         exit_code=os.waitstatus_to_exitcode(wait_status) if ended else None,
     )
@@ -88,15 +90,27 @@ def read_environment(pid: int) -> dict[str, str]:
 def processes_of_run(run_dir: str) -> tuple[ProcessId, ...]:
     """Every living process started for the run, the oldest first, without the process that asks."""
     found = []
-    for entry in PROC.iterdir():
-        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+    for pid in _all_pids():
+        if pid == os.getpid() or read_environment(pid).get(RUN_VARIABLE) != run_dir:
             continue
-        if read_environment(int(entry.name)).get(RUN_VARIABLE) != run_dir:
-            continue
-        stat = read_stat(int(entry.name))
+        stat = read_stat(pid)
         if stat is not None and not stat.is_zombie:
-            found.append(ProcessId(start_ticks=stat.start_ticks, pid=int(entry.name)))
+            found.append(ProcessId(start_ticks=stat.start_ticks, pid=pid))
     return tuple(sorted(found))
+
+
+def descendants(pid: int) -> tuple[ProcessId, ...]:
+    """Every living process below this one, which is not among them. One whose parent has ended is below no more."""
+    stats = {each: stat for each in _all_pids() if (stat := read_stat(each)) is not None}
+    family = {pid}
+    while grown := {each for each, stat in stats.items() if stat.parent in family} - family:
+        family |= grown
+    below = [ProcessId(start_ticks=stats[each].start_ticks, pid=each) for each in family - {pid}]
+    return tuple(sorted(process for process in below if not stats[process.pid].is_zombie))
+
+
+def _all_pids() -> list[int]:
+    return [int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal()]
 
 
 def send_signal(process: ProcessId, number: signal.Signals) -> None:
@@ -115,13 +129,16 @@ def send_signal(process: ProcessId, number: signal.Signals) -> None:
 
 
 def wait_until_gone(find: Callable[[], Sequence[ProcessId]], *, timeout_s: float) -> tuple[ProcessId, ...]:
-    """Wait until `find` finds nobody, or the time is over; returns who is left."""
+    """Wait until everyone that `find` has found is gone, or the time is over; returns who is left.
+
+    Who was found once counts until it has ended: a process on its way out has no environment any more to be found by.
+    """
     end = time.monotonic() + timeout_s
-    left = tuple(find())
+    left = set(find())
     while left and time.monotonic() < end:
         time.sleep(0.05)
-        left = tuple(find())
-    return left
+        left = {process for process in left | set(find()) if is_alive(process)}
+    return tuple(sorted(left))
 
 
 def end_processes(

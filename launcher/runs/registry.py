@@ -15,7 +15,8 @@ from launcher.errors import InputError, Problem
 from launcher.runs.layout import RunFolder
 from launcher.runs.markers import last_attempt, read_markers
 from launcher.runs.processes import ProcessId, is_alive, processes_of_run
-from launcher.runs.records import RunState, Status, read_record
+from launcher.runs.records import RunState, Status
+from launcher.runs.state import read_state
 from launcher.spec import JobSpec
 
 LAST = "last"
@@ -70,7 +71,7 @@ def summarise(run: RunFolder) -> RunSummary:
     A run is called failed only where that is proven: its launcher and all its ranks are gone, and it was this
     host, and this user, that can tell. Otherwise it is unknown.
     """
-    state = _read_state(run)
+    state = read_state(run)
     attempt = last_attempt(run)
     status, reason = _status(run, state, attempt)
     return RunSummary(
@@ -120,13 +121,6 @@ def _status_of_the_living(run: RunFolder, state: RunState) -> tuple[Status, str]
     if ranks:
         return Status.UNKNOWN, f"its launcher is gone, but {len(ranks)} of its processes still run"
     return Status.FAILED, "its launcher was killed, and left no result"
-
-
-def _read_state(run: RunFolder) -> RunState | None:
-    try:
-        return read_record(run.state, RunState)
-    except msgspec.DecodeError:
-        return None
 
 
 def _run_folders(runs_dir: Path) -> list[RunFolder]:

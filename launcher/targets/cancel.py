@@ -10,7 +10,8 @@ from launcher.runs.markers import last_attempt
 from launcher.runs.processes import ProcessId, end_processes, processes_of_run, wait_until_gone
 from launcher.runs.records import Status, write_atomically
 from launcher.runs.registry import RunSummary, frozen_run_dir, summarise
-from launcher.targets.local import STOP_GRACE_S, TERM_GRACE_S
+from launcher.targets.attempt import TERM_GRACE_S
+from launcher.targets.local import STOP_GRACE_S
 
 SETTLE_S = 10.0
 

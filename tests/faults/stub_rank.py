@@ -3,7 +3,8 @@
     python -m tests.faults.stub_rank DIR
 
 STUB_MODE in its environment says what goes wrong: raise (rank 1 raises at step 3), hang (rank 1 never comes to the
-end of the step after a stop was asked), stubborn (the same, and TERM is ignored).
+end of the step after a stop was asked), stubborn (the same, and TERM is ignored), linger (rank 0 does not exit when
+all is done).
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ def train(run: RunFolder, start: Start, journal: Journal, stop: StopRequest) -> 
             return
     if start.is_first_rank:
         write_record(run.finished(start.attempt), finished(start))
+    while MODE == "linger" and start.is_first_rank:
+        time.sleep(0.1)
     dist.destroy_process_group()
 
 

@@ -12,8 +12,10 @@ import pytest
 
 from launcher.render.types import LaunchPlan
 from launcher.runs.layout import RunFolder
+from launcher.runs.lock import hold_lock
 from launcher.runs.markers import read_markers
 from launcher.runs.records import Manifest, Status, TrainMetrics, read_record
+from launcher.runs.registry import summarise
 from launcher.runs.tail import read_metrics
 from launcher.spec import Program, ShardKind
 from launcher.targets.ports import choose_port
@@ -101,7 +103,13 @@ def test_the_launcher_is_killed(launch_of: Callable[..., LaunchPlan], program: P
         wait_for_step_of(launcher, 1)
         launcher.send(signal.SIGKILL)
         launcher.wait()
+        # the ranks look once a second; then the program that started them ends the rest
         assert_nothing_left(launcher, within_s=40.0)
+        summary = summarise(launcher.run)
+        assert (summary.status, summary.reason) == (Status.FAILED, "its launcher was killed, and left no result")
+        assert launcher.run.lock.exists()
+        with hold_lock(launcher.run.lock, what="the run"):  # a lock file left behind blocks nobody
+            pass
 
 
 def test_deepspeed_finishes(launch_of: Callable[..., LaunchPlan]) -> None:
@@ -116,8 +124,11 @@ def test_deepspeed_finishes(launch_of: Callable[..., LaunchPlan]) -> None:
         assert_nothing_left(launcher)
 
 
-def test_every_rank_refuses_a_job_that_changed(launch_of: Callable[..., LaunchPlan]) -> None:
-    with launcher_process(launch_of(*CELLS[0], max_steps=3)) as launcher:
+@both_programs
+def test_every_rank_refuses_a_job_that_changed(
+    launch_of: Callable[..., LaunchPlan], program: Program, shard: ShardKind
+) -> None:
+    with launcher_process(launch_of(program, shard, max_steps=3)) as launcher:
         wait_for(lambda: len(launcher.processes()) >= 1, "a process of the run", launcher.say)
         launcher.run.job.write_text(launcher.run.job.read_text().replace('"seed": 7', '"seed": 8'))
         assert launcher.wait() == 5

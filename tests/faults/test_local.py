@@ -1,26 +1,29 @@
 """Faults injected into real launchers with real torchrun and DeepSpeed processes over stub ranks.
 
-Each test ends by proving that no process, port, lock or half-written file is left.
+test_job.py has those in which the job itself has a part. Each test ends by proving that no process, port, lock or
+half-written file is left.
 """
 
 from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from launcher.errors import SubmitError
 from launcher.runs.markers import read_markers
-from launcher.runs.processes import read_environment
-from launcher.runs.records import Status
+from launcher.runs.outcome import Metrics
+from launcher.runs.processes import processes_of_run, read_environment
+from launcher.runs.records import Event, Status
 from launcher.runs.registry import summarise
-from launcher.runs.tail import read_metrics
+from launcher.runs.tail import read_events, read_metrics
 from launcher.spec import Program
 from launcher.targets.cancel import cancel
 from launcher.targets.folder import write_run_folder
-from launcher.targets.local import start_attempt
+from launcher.targets.local import start_and_follow, start_attempt
 from tests.faults.harness import (
     assert_no_half_written_file,
     assert_nothing_left,
@@ -35,9 +38,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(150)]
 both_programs = pytest.mark.parametrize("program", list(Program))
 
 
-@both_programs
-def test_runs_to_its_end(tmp_path: Path, program: Program) -> None:
-    with launcher_process(stub_launch(tmp_path, program, steps=5)) as launcher:
+def test_runs_to_its_end(tmp_path: Path) -> None:
+    with launcher_process(stub_launch(tmp_path, Program.TORCHRUN, steps=5)) as launcher:
         assert launcher.wait() == 0
         assert_state(launcher, Status.FINISHED, 0)
         assert [metrics.step for metrics in read_metrics(launcher.run.metrics)] == [1, 2, 3, 4, 5]
@@ -83,9 +85,9 @@ def test_asked_twice_ends_at_once(tmp_path: Path, program: Program) -> None:
         assert_nothing_left(launcher)
 
 
-@both_programs
-def test_a_rank_that_hangs_at_the_stop_is_ended_after_the_grace(tmp_path: Path, program: Program) -> None:
-    with launcher_process(stub_launch(tmp_path, program, mode="stubborn"), grace_s=3.0) as launcher:
+def test_a_rank_that_hangs_at_the_stop_is_ended_after_the_grace(tmp_path: Path) -> None:
+    launch = stub_launch(tmp_path, Program.TORCHRUN, mode="stubborn")
+    with launcher_process(launch, grace_s=3.0) as launcher:
         launcher.wait_for_steps()
         launcher.send(signal.SIGTERM)
         assert launcher.wait() == 130
@@ -103,35 +105,6 @@ def test_a_stop_before_the_first_step_is_quick(tmp_path: Path, program: Program)
         assert time.monotonic() - asked_s < 15
         assert launcher.state().reason == "stopped before the first step"
         assert_state(launcher, Status.STOPPED, 130)
-        assert_nothing_left(launcher)
-
-
-@both_programs
-def test_ranks_end_themselves_when_the_launcher_is_killed(tmp_path: Path, program: Program) -> None:
-    with launcher_process(stub_launch(tmp_path, program)) as launcher:
-        launcher.wait_for_steps()
-        launcher.send(signal.SIGKILL)
-        launcher.wait()
-        # the ranks look once a second; then the program that started them ends the rest
-        assert_nothing_left(launcher, within_s=40.0)
-        summary = summarise(launcher.run)
-        assert (summary.status, summary.reason) == (Status.FAILED, "its launcher was killed, and left no result")
-    with launcher_process(launcher.launch, write=False) as second:  # its lock and its leftovers block nobody
-        second.wait_for_steps(len(read_metrics(launcher.run.metrics)) + 1)
-        second.send(signal.SIGINT)
-        assert second.wait() == 130
-        assert second.state().attempt == 2
-        assert_nothing_left(second)
-
-
-@both_programs
-def test_a_killed_rank_fails_the_run(tmp_path: Path, program: Program) -> None:
-    with launcher_process(stub_launch(tmp_path, program)) as launcher:
-        launcher.wait_for_steps()
-        kill(launcher.rank(1))
-        assert launcher.wait() == 5
-        assert launcher.state().reason.startswith("rank 1 was killed by SIGKILL")
-        assert_state(launcher, Status.FAILED, 5)
         assert_nothing_left(launcher)
 
 
@@ -154,21 +127,39 @@ def test_ranks_are_ended_when_the_program_above_them_is_killed(tmp_path: Path, p
         agents = [process for process in launcher.processes() if "RANK" not in read_environment(process.pid)]
         kill(agents[-1])
         assert launcher.wait() == 5
-        assert launcher.state().exit_code == 5
+        # TERM makes them save and stop; nobody had asked for that
+        how = "was killed by SIGKILL" if program is Program.TORCHRUN else "ended with exit code 0"
+        module = launcher.launch.argv[2]
+        stopped = read_markers(launcher.run, 1).stopped
+        assert stopped is not None
+        assert launcher.state().reason == (
+            f"{module} {how} and left its ranks behind, and they stopped after step {stopped.step} (SIGTERM)"
+        )
+        assert_state(launcher, Status.STOPPED, 5)
         assert_nothing_left(launcher)
 
 
-@both_programs
-def test_every_rank_refuses_a_job_that_changed(tmp_path: Path, program: Program) -> None:
-    with launcher_process(stub_launch(tmp_path, program)) as launcher:
-        wait_for(lambda: len(launcher.processes()) >= 1, "a process of the run", launcher.say)
-        with launcher.run.job.open("a") as file:
-            file.write(" ")
-        assert launcher.wait() == 5
-        failures = read_markers(launcher.run, 1).failures
-        assert {failure.error_type for failure in failures} == {"StartRefused"}
-        assert read_metrics(launcher.run.metrics) == ()
-        assert_nothing_left(launcher)
+class BrokenObserver:
+    """A progress bar with a bug."""
+
+    def update(self, *, events: Sequence[Event], metrics: Sequence[Metrics]) -> None:
+        raise KeyError("a bug")
+
+
+def test_neither_a_broken_progress_bar_nor_a_rank_that_lingers_costs_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.targets.attempt.RESULT_GRACE_S", 1.0)
+    launch = stub_launch(tmp_path, Program.TORCHRUN, mode="linger", steps=3)
+    outcome = start_and_follow(launch, observer=BrokenObserver())
+    assert (outcome.status, outcome.exit_code, outcome.first_cause) == (Status.FINISHED, 0, "")
+    assert processes_of_run(launch.run_dir) == ()
+    launchers = [event for event in read_events(outcome.run_dir / "events.jsonl") if event.source == "launcher"]
+    assert [(event.stage, event.detail) for event in launchers[1:]] == [
+        ("progress is no longer shown", "KeyError('a bug')"),
+        ("end by force", "the ranks did not exit when their work was done"),
+        ("end", "finished"),
+    ]
 
 
 def test_a_plan_that_changed_is_not_started(tmp_path: Path) -> None:

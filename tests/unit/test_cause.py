@@ -59,8 +59,8 @@ def death(rank: int, seen_at_s: float, exit_code: int | None) -> Death:
     return Death(rank=rank, seen_at_s=seen_at_s, exit_code=exit_code)
 
 
-def cause(notes: list[Failed], deaths: list[Death], agent_exit_code: int = 1) -> tuple[str, int | None]:
-    found = first_cause(notes, deaths, agent="torch.distributed.run", agent_exit_code=agent_exit_code)
+def cause(notes: list[Failed], deaths: list[Death]) -> tuple[str, int | None]:
+    found = first_cause(notes, deaths, otherwise="the program ended with exit code 1")
     return found.text, found.rank
 
 
@@ -90,7 +90,7 @@ KILLED = "rank 1 was killed by SIGKILL, which is also what the kernel does when 
         (
             [],
             [death(0, 9.0, None)],
-            ("the ranks ended without a result; torch.distributed.run ended with exit code 1", None),
+            ("the ranks ended without a result; the program ended with exit code 1", None),
         ),
         ([note(0, 1.0, "", "KeyboardInterrupt")], [], ("rank 0 failed with KeyboardInterrupt", 0)),
     ],
