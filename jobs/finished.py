@@ -21,6 +21,7 @@ from launcher.spec import JobSpec, MethodKind, read_job
 
 BASE = "base"
 RESULT = "result"
+MERGED = "merged"
 
 
 class NoResult(RuntimeError):
@@ -88,10 +89,20 @@ def attach_result(base: Any, run: FinishedRun) -> Any:
     return PeftModel.from_pretrained(base, run.folder.result, autocast_adapter_dtype=False).eval()
 
 
-def models(run: FinishedRun, device: torch.device) -> Iterator[tuple[str, Any]]:
-    """The base, then the result: use each before asking for the next, for only one is held."""
+def models(run: FinishedRun, device: torch.device, *, merged: bool = False) -> Iterator[tuple[str, Any]]:
+    """The base, then the result: use each before asking for the next, for only one is held.
+
+    merged: take the merged model for the result, as anyone else would load it.
+    """
+    if merged and not run.folder.merged.is_dir():
+        raise NoResult(f"the run has no merged model yet: fitlaunch merge {run.folder.root} makes it")
     model = load_base(run, device, quantised=True)
     yield BASE, model
+    if merged:
+        del model
+        gc.collect()
+        yield MERGED, _load(str(run.folder.merged), run, device)
+        return
     if run.has_adapter:
         model = attach_result(model, run)
     else:

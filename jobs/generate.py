@@ -1,6 +1,6 @@
 """Answers of base and result side by side: greedy, so that the same run always answers the same.
 
-    python -m jobs.generate --run DIR [--prompt TEXT ...] [--max-new-tokens N] [--json]
+    python -m jobs.generate --run DIR [--merged] [--prompt TEXT ...] [--max-new-tokens N] [--json]
 
 Without a prompt, the first held-out rows are asked, and their own answers stand beside the models'.
 """
@@ -22,7 +22,18 @@ from transformers import GenerationConfig
 
 from jobs import prompt
 from jobs.data import split_rows
-from jobs.finished import BASE, RESULT, FinishedRun, NoResult, models, open_run, pick_device, quieten, tokenizer_of
+from jobs.finished import (
+    BASE,
+    MERGED,
+    RESULT,
+    FinishedRun,
+    NoResult,
+    models,
+    open_run,
+    pick_device,
+    quieten,
+    tokenizer_of,
+)
 from launcher.datafile import Row
 from launcher.spec import to_json
 
@@ -40,13 +51,17 @@ class Answer:
     expected: str | None
 
 
-def generate(run: FinishedRun, rows: Sequence[Row], device: torch.device, *, max_new_tokens: int) -> list[Answer]:
-    """Ask both models everything, greedily."""
+def generate(
+    run: FinishedRun, rows: Sequence[Row], device: torch.device, *, max_new_tokens: int, merged: bool = False
+) -> list[Answer]:
+    """Ask base and result (or the merged model) everything, greedily."""
     tokenizer = tokenizer_of(run)
     texts = prompt.prompts(tokenizer, rows)
     said = {
-        name: [answer(model, tokenizer, text, max_new_tokens=max_new_tokens) for text in texts]
-        for name, model in models(run, device)
+        BASE if name == BASE else RESULT: [
+            answer(model, tokenizer, text, max_new_tokens=max_new_tokens) for text in texts
+        ]
+        for name, model in models(run, device, merged=merged)
     }
     return [
         Answer(prompt=_ask(row), base=base, result=result, expected=row.output or None)
@@ -85,10 +100,10 @@ def _ask(row: Row) -> str:
     return f"{row.instruction}\n\n{row.input}" if row.input.strip() else row.instruction
 
 
-def _table(answers: Sequence[Answer]) -> Table:
+def _table(answers: Sequence[Answer], *, result: str) -> Table:
     shows_expected = any(answer.expected for answer in answers)
     table = Table(show_lines=True)
-    for heading in ("prompt", BASE, RESULT, *(["expected"] if shows_expected else [])):
+    for heading in ("prompt", BASE, result, *(["expected"] if shows_expected else [])):
         table.add_column(heading, ratio=1, overflow="fold")
     for each in answers:
         cells = (each.prompt, each.base, each.result, *([each.expected or ""] if shows_expected else []))
@@ -99,6 +114,7 @@ def _table(answers: Sequence[Answer]) -> Table:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.generate", description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--merged", action="store_true", help="ask the merged model instead of base and adapter")
     parser.add_argument("--prompt", action="append", help="what to ask; may be given several times")
     parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS, help="longest answer, in tokens")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -108,14 +124,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = open_run(options.run)
         rows = [Row(text, "", "") for text in options.prompt] if options.prompt else default_rows(run)
-        answers = generate(run, rows, pick_device(), max_new_tokens=options.max_new_tokens)
+        answers = generate(run, rows, pick_device(), max_new_tokens=options.max_new_tokens, merged=options.merged)
     except NoResult as error:
         console.print(str(error), markup=False, style="red", soft_wrap=True)
         return 2
     if options.json:
         sys.stdout.write(to_json(answers) + "\n")
     else:
-        console.print(_table(answers))
+        console.print(_table(answers, result=MERGED if options.merged else RESULT))
     return 0
 
 

@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True, highlight=False)
     try:
         run = open_run(options.run)
-        merged = merge(run, options.output or run.folder.root / "merged", pick_device())
+        merged = merge(run, options.output or run.folder.merged, pick_device())
     except (NoResult, NothingToMerge, FileExistsError) as error:
         console.print(str(error), markup=False, style="red", soft_wrap=True)
         return 2

@@ -6,11 +6,11 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from launcher.host import Host
 
 from launcher.compose import make_spec, plain
 from launcher.devices import find_device
 from launcher.errors import InputError
+from launcher.host import Host
 from launcher.paths import conf_dir
 from launcher.schema import JobConf
 from launcher.spec import JobSpec

@@ -16,6 +16,7 @@
         logs/                                       by the program that starts the ranks
       checkpoints/checkpoint-<step>/manifest.json   written last; without it the checkpoint does not count
       result/                   adapter or model, with its own manifest.json
+      merged/                   the adapter merged into its base, by `fitlaunch merge`
       report.json loss.png      made by the launcher at the end
 """
 
@@ -74,6 +75,10 @@ class RunFolder:
     @property
     def result(self) -> Path:
         return self.root / "result"
+
+    @property
+    def merged(self) -> Path:
+        return self.root / "merged"
 
     @property
     def report(self) -> Path:

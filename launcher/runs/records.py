@@ -1,4 +1,4 @@
-"""What is written into a run folder, as frozen types, and the only two ways of writing it: atomically, or a line appended."""
+"""What is written into a run folder, as frozen types, and the two ways of writing it: atomically, or line by line."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

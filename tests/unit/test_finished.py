@@ -172,6 +172,18 @@ def test_generate_asks_both_models(
     assert "expected" in capsys.readouterr().err
 
 
+def test_generate_asks_the_merged_model(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = finish(tmp_path, base, MethodKind.LORA)
+    arguments = ["--run", str(folder.root), "--max-new-tokens", "5", "--json", "--prompt", "Why?"]
+    assert generate.main([*arguments, "--merged"]) == 2
+    assert "no merged model yet" in capsys.readouterr().err
+    assert merge.main(["--run", str(folder.root)]) == 0
+    assert generate.main(arguments) == 0
+    with_adapter = json.loads(capsys.readouterr().out)
+    assert generate.main([*arguments, "--merged"]) == 0
+    assert json.loads(capsys.readouterr().out) == with_adapter
+
+
 def test_evaluate_without_held_out_rows(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = finish(tmp_path, base, MethodKind.LORA, eval_fraction=0.0)
     assert evaluate.main(["--run", str(folder.root)]) == 2
