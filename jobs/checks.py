@@ -140,11 +140,7 @@ def optimizer_states(model: nn.Module, optimizer: Any, spec: JobSpec) -> dict[st
     names: Counter[str] = Counter()
     for state in inner.state.values():
         for key, value in state.items():
-            if (
-                isinstance(value, torch.Tensor)
-                and value.numel() > 1
-                and key in ("exp_avg", "exp_avg_sq", "state1", "state2")
-            ):
+            if key in MOMENTS and isinstance(value, torch.Tensor):
                 local = getattr(value, "_local_tensor", value)
                 names[dtype_name(local.dtype)] += local.numel()
     planned = dtypes(spec).optimizer_states.value
@@ -168,9 +164,7 @@ def distinct_rows(rows: list[int], num_rows: int, spec: JobSpec) -> dict[str, in
     together = [row for rank_rows in by_rank for row in rank_rows]
     distinct = len(set(together))
     if distinct < min(len(together), num_rows):
-        raise CheckFailed(
-            f"{spec.world_size} ranks took {len(together)} rows in a step, only {distinct} different ones"
-        )
+        raise CheckFailed(f"in one step {spec.world_size} ranks took {len(together)} rows, of which {distinct} differ")
     return {"first_step_rows": len(together), "first_step_distinct_rows": distinct}
 
 
