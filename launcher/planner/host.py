@@ -81,8 +81,8 @@ def result_bytes(work: Workload) -> int:
 def checkpoint_bytes(work: Workload) -> int:
     """One checkpoint to resume from, over all ranks: what is trained, in the dtype the module holds, and its states.
 
-    FSDP2 and DeepSpeed write the trained weights a second time in a form of their own, DeepSpeed its fp32 master too;
-    frozen weights are left out (transformers 5.23 trainer.py, _save_checkpoint and _save_optimizer_and_scheduler).
+    FSDP2 and ZeRO-2 write the trained weights a second time in a form of their own, DeepSpeed its fp32 master too;
+    frozen weights are left out (transformers 5.23 trainer.py, _save_checkpoint, _save_optimizer_and_scheduler).
     """
     trained, kind = work.inventory.trained_numel, work.spec.train.optimizer
     weights = trained * work.dtypes.trained.num_bytes
@@ -91,8 +91,10 @@ def checkpoint_bytes(work: Workload) -> int:
     if is_deepspeed(work.spec.shard.kind):
         tensors = ((ceil_div(trained, work.world_size), work.world_size),)
         states_dtype = Dtype.FLOAT32
-        weights += trained * (work.dtypes.trained.num_bytes + FP32)
-    elif work.spec.shard.kind is ShardKind.FSDP:
+        master_bytes = trained * FP32
+    else:
+        master_bytes = 0
+    if work.spec.shard.kind in (ShardKind.FSDP, ShardKind.ZERO2):
         weights *= 2
     states = optimizer.states_bytes(kind, tensors, states_dtype) + optimizer.managed_bytes(kind, tensors)
-    return weights + states
+    return weights + master_bytes + states

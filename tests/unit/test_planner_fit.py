@@ -203,3 +203,14 @@ def test_a_card_without_bf16_is_not_proposed() -> None:
     t4: DeviceSpec = next(card for card in CARDS if card.name == "t4")
     assert not can_compute(t4, job())
     assert can_compute(t4, job(precision="fp16_mixed"))
+
+
+def test_disk_of_a_checkpoint() -> None:
+    """FSDP2: fp32 weights twice and two moments; ZeRO-3: bf16 weights, fp32 master and two moments."""
+    numel, num_tensors = 8_030_261_248, 3 + 32 * 9
+    fsdp = estimate(job(method="full", shard="fsdp", gpus=4)).work
+    assert host.checkpoint_bytes(fsdp) == 16 * numel + 4 * num_tensors
+    zero3 = estimate(job(method="full", shard="zero3", gpus=4)).work
+    assert host.checkpoint_bytes(zero3) == 14 * numel + 4 * 4
+    ddp = estimate(job(method="full", gpus=4)).work
+    assert host.checkpoint_bytes(ddp) == 12 * numel + 4 * num_tensors
