@@ -68,7 +68,7 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         """Finish the run."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 def open_tracker(spec: JobSpec, folder: Path, *, run_id: str, is_first_rank: bool) -> Tracker:
