@@ -1,0 +1,104 @@
+"""A multirun for people: one table of all its plans before, one of all its results after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.text import Text
+
+from launcher.planner.types import MemoryPlan, Verdict
+from launcher.report.console import columns, heading, indented, show
+from launcher.report.describe import plural
+from launcher.report.plan_table import VERDICT_STYLE
+from launcher.runs.outcome import Outcome
+from launcher.runs.records import Status
+from launcher.units import format_bytes
+
+STATUS_STYLE = {Status.FINISHED: "green", Status.STOPPED: "yellow", Status.FAILED: "red"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellResult:
+    """What became of one cell. outcome is None where it was not started, and `note` then says why."""
+
+    overrides: tuple[str, ...]
+    plan: MemoryPlan | None
+    outcome: Outcome | None
+    note: str = ""
+
+
+def differing(overrides: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The keys that are not the same in every cell, as they first appear, and each cell's values ('' where unset)."""
+    cells = [dict(override.partition("=")[::2] for override in cell) for cell in overrides]
+    keys = tuple(dict.fromkeys(key for cell in cells for key in cell))
+    varied = tuple(key for key in keys if len({cell.get(key) for cell in cells}) > 1)
+    return varied, [tuple(cell.get(key, "") for key in varied) for cell in cells]
+
+
+def show_sweep(plans: Sequence[MemoryPlan], console: Console, *, overrides: Sequence[Sequence[str]]) -> None:
+    """Every cell's plan in one table; `overrides` are each cell's, in the order of `plans`."""
+    keys, values = differing(overrides)
+    fitting = sum(plan.verdict is not Verdict.DOES_NOT_FIT for plan in plans)
+    show(console, heading(f"{plural(len(plans), 'plan')}, {fitting} of them to run", "bytes per rank"))
+    titles = ("", *keys, "micro", "allocated", "process", "at most", "verdict")
+    table = columns("r" + "l" * len(keys) + "rrrrl", titles)
+    for number, (plan, cell) in enumerate(zip(plans, values, strict=True)):
+        table.add_row(
+            Text(str(number), style="dim"),
+            *cell,
+            str(plan.spec.micro_batch),
+            format_bytes(plan.allocated_bytes),
+            format_bytes(plan.process_bytes),
+            format_bytes(plan.process_high_bytes),
+            Text(_verdict(plan), style=VERDICT_STYLE[plan.verdict]),
+        )
+    show(console, indented(table))
+
+
+def _verdict(plan: MemoryPlan) -> str:
+    if plan.verdict is Verdict.NO_CARD:
+        return f"fits {plan.smallest_card}" if plan.smallest_card else "fits no listed card"
+    return plan.verdict.value
+
+
+def show_results(results: Sequence[CellResult], console: Console) -> None:
+    """What became of every cell: how it ended, loss, speed, memory planned and measured, and where it lies."""
+    keys, values = differing([result.overrides for result in results])
+    finished = sum(r.outcome is not None and r.outcome.status is Status.FINISHED for r in results)
+    show(console, heading("Results", f"{finished} of {len(results)} finished; allocated bytes of the worst rank"))
+    titles = ("", *keys, "status", "eval loss", "samples/s", "planned", "measured", "run")
+    table = columns("r" + "l" * len(keys) + "lrrrrl", titles)
+    for number, (result, cell) in enumerate(zip(results, values, strict=True)):
+        planned = format_bytes(result.plan.allocated_bytes) if result.plan else "-"
+        table.add_row(Text(str(number), style="dim"), *cell, *_ending(result), planned, *_measured(result))
+    show(console, indented(table))
+
+
+def _ending(result: CellResult) -> tuple[Text, str, str]:
+    outcome = result.outcome
+    if outcome is None:
+        return Text(result.note or "not started", style="yellow"), "-", "-"
+    status = Text(outcome.status.value, style=STATUS_STYLE.get(outcome.status, ""))
+    done = outcome.finished
+    if done is None:
+        return status, "-", "-"
+    return (
+        status,
+        f"{loss_words(done.eval_loss_before)} -> {loss_words(done.eval_loss_after)}",
+        f"{done.samples_per_s:.2f}",
+    )
+
+
+def _measured(result: CellResult) -> tuple[str, str]:
+    outcome = result.outcome
+    if outcome is None:
+        return "-", "-"
+    peaks = [measurement.allocated_bytes for measurement in outcome.measurements]
+    return format_bytes(max(peaks)) if peaks else "-", str(outcome.run_dir)
+
+
+def loss_words(loss: float | None) -> str:
+    """A loss with the digits that matter; '-' where it was not measured."""
+    return "-" if loss is None else f"{loss:.4f}"
