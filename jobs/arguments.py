@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.precision import is_deepspeed
-from launcher.spec import JobSpec, Offload, Optimizer, Precision, Schedule, ShardKind
+from launcher.spec import JobSpec, Loss, Offload, Optimizer, Precision, Schedule, ShardKind
 
 # torch.optim.AdamW(fused=True) everywhere: the foreach form holds a temporary as large as what it steps.
 OPTIM = {
@@ -54,6 +54,7 @@ def training_arguments(spec: JobSpec, *, output_dir: Path, deepspeed_config: Pat
         "disable_tqdm": True,
         "ddp_timeout": COLLECTIVE_TIMEOUT_S,
         **_precision(spec),
+        **_loss(spec),
         **_device(spec),
         **_sharding(spec, deepspeed_config),
     }
@@ -66,6 +67,14 @@ def _precision(spec: JobSpec) -> dict[str, Any]:
     # fp32 on a GPU multiplies in TF32: the precision people mean by fp32 training since Ampere.
     tf32 = {"tf32": True} if spec.device.kind == "cuda" and _has_tf32(spec) else {}
     return {"bf16": mixed_bf16 or engine_bf16, "fp16": spec.train.precision is Precision.FP16_MIXED, **tf32}
+
+
+def _loss(spec: JobSpec) -> dict[str, Any]:
+    """Liger's fused linear cross entropy and none of its other kernels: the plan counts on the loss alone."""
+    if spec.train.loss is not Loss.FUSED_LINEAR:
+        return {}
+    others = dict.fromkeys(("rope", "rms_norm", "swiglu", "cross_entropy"), False)
+    return {"use_liger_kernel": True, "liger_kernel_config": {"fused_linear_cross_entropy": True, **others}}
 
 
 def _has_tf32(spec: JobSpec) -> bool:
@@ -85,7 +94,9 @@ def _sharding(spec: JobSpec, deepspeed_config: Path) -> dict[str, Any]:
     if spec.shard.kind is ShardKind.DDP:
         return {"ddp_find_unused_parameters": False, "ddp_bucket_cap_mb": spec.shard.bucket_cap_mb}
     if spec.shard.kind is ShardKind.FSDP:
-        return {"fsdp": True, "fsdp_config": fsdp_config(spec)}
+        # Gradients are reduce-scattered after every micro batch: with no_sync, FSDP2 would hold them whole between two.
+        every_batch = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+        return {"fsdp": True, "fsdp_config": fsdp_config(spec), "accelerator_config": every_batch}
     return {"deepspeed": str(deepspeed_config)}
 
 
