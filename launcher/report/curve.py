@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import msgspec
 
 from launcher.runs.outcome import Metrics
 from launcher.runs.records import EvalMetrics, TrainMetrics
 
 TRAIN_COLOUR = "#4477aa"  # Tol's bright scheme: told apart by colour-blind readers, and in grey
 EVAL_COLOUR = "#ee6677"
-
-
-def read_metrics(path: Path) -> tuple[Metrics, ...]:
-    """metrics.jsonl as records; a last line cut off by a kill is left out, and so is a file that is not there."""
-    return tuple(_metrics(path.read_bytes())) if path.exists() else ()
-
-
-def _metrics(content: bytes) -> Iterator[Metrics]:
-    lines = content.splitlines()
-    for number, line in enumerate(lines):
-        try:
-            kind = msgspec.json.decode(line)["kind"]
-        except msgspec.DecodeError:
-            if number == len(lines) - 1:
-                return
-            raise
-        record: type[Metrics] = EvalMetrics if kind == "eval" else TrainMetrics
-        yield msgspec.json.decode(line, type=record)
 
 
 def newest_by_step(metrics: Sequence[Metrics]) -> tuple[list[TrainMetrics], list[EvalMetrics]]:
@@ -76,7 +56,9 @@ def draw_curve(metrics: Sequence[Metrics], path: Path, *, title: str) -> bool:
             axes.plot(steps, losses, color=TRAIN_COLOUR, linewidth=1.5, marker="o", markersize=3, label="training")
     if evaluation:
         steps, losses = [item.step for item in evaluation], [item.loss for item in evaluation]
-        axes.plot(steps, losses, color=EVAL_COLOUR, linewidth=1.5, marker="D", markersize=6, label="held out")
+        axes.plot(
+            steps, losses, color=EVAL_COLOUR, linewidth=1, linestyle="--", marker="D", markersize=6, label="held out"
+        )
         for item in {evaluation[0].step: evaluation[0], evaluation[-1].step: evaluation[-1]}.values():
             axes.annotate(
                 f"{item.loss:.3f}", (item.step, item.loss), xytext=(0, 9), textcoords="offset points",

@@ -22,7 +22,7 @@ def show_error(error: FitlaunchError, console: Console) -> None:
 
 
 def _show_problems(problems: tuple[Problem, ...], console: Console) -> None:
-    title = f"{plural(len(problems), 'problem')} in the configuration; nothing was started"
+    title = f"{plural(len(problems), 'problem')}; nothing was started"
     show(console, Text.assemble(("error: ", "bold red"), (title, "bold")))
     for problem in problems[:MAX_PROBLEMS]:
         given = problem.field if problem.value is None else f"{problem.field}={problem.value}"

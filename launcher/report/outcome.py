@@ -10,13 +10,14 @@ from rich.text import Text
 
 from launcher.planner.types import MemoryPlan
 from launcher.report.console import columns, heading, indented, show
-from launcher.report.curve import draw_curve, read_metrics
+from launcher.report.curve import draw_curve
 from launcher.report.describe import batch_words, job_words, model_words, plural, trained_words
 from launcher.report.record import RankMemory, Report, make_report
 from launcher.report.sweep_table import STATUS_STYLE, loss_words
 from launcher.runs.layout import RunFolder
 from launcher.runs.outcome import Outcome
 from launcher.runs.records import Started, Status, read_record, write_record
+from launcher.runs.tail import read_metrics
 from launcher.spec import JobSpec, MethodKind
 from launcher.units import format_bytes, format_duration
 
@@ -71,8 +72,8 @@ def _show_failure(outcome: Outcome, console: Console) -> None:
         also = f"then rank {failure.rank} on {failure.host}: {failure.error_type}: {_first_line(failure.message)}"
         show(console, Text(also, style="dim"))
     if outcome.log_tail:
-        tail = outcome.log_tail[-TAIL_LINES:]
-        show(console, heading("End of the log"), *(indented(Text(line)) for line in tail))
+        lines = [indented(Text(line)) for line in outcome.log_tail[-TAIL_LINES:]]
+        show(console, heading("End of the log"), *lines)
 
 
 def _first_line(message: str) -> str:
@@ -114,8 +115,8 @@ def _loss_change(before: float | None, after: float | None) -> str:
 
 
 def speed_words(samples_per_s: float, tokens_per_s: float) -> str:
-    """Rates over all ranks, saying which tokens."""
-    return f"{samples_per_s:.2f} samples/s, {tokens_per_s:,.0f} tokens/s"
+    """Rates over all ranks, saying which tokens (as jobs.trainer counts them)."""
+    return f"{samples_per_s:.2f} samples/s, {tokens_per_s:,.0f} tokens/s of prompts and answers, padding not counted"
 
 
 # Memory
@@ -124,7 +125,7 @@ def speed_words(samples_per_s: float, tokens_per_s: float) -> str:
 def _show_memory(report: Report, spec: JobSpec, console: Console) -> None:
     on_gpu = spec.device.kind == "cuda"
     detail = "peak of each rank" if on_gpu else "peak of each rank; allocated is over one steady step"
-    show(console, heading("Memory", f"{detail}, planned by {report.planned_by}"))
+    show(console, heading("Memory", f"{detail}; planned by {report.planned_by}"))
     table = columns("llrrr", ("", "", "planned", "measured", "plan off by"))
     shown = furthest_off(report.memory, MAX_RANKS)
     for memory in shown:
@@ -187,8 +188,14 @@ def _show_places(report: Report, folder: RunFolder, console: Console) -> None:
     }
     for name, path in places.items():
         if path is not None and path.exists():
-            table.add_row(name, str(path))
+            table.add_row(name, shown_path(path, Path.cwd()))
     show(console, heading("Where it is"), indented(table))
+
+
+def shown_path(path: Path, cwd: Path) -> str:
+    """A path as short as it can be typed in `cwd`."""
+    path = path.absolute()
+    return str(path.relative_to(cwd)) if path.is_relative_to(cwd) else str(path)
 
 
 def _show_next(report: Report, spec: JobSpec, folder: RunFolder, console: Console) -> None:
