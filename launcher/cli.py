@@ -1,6 +1,6 @@
 """The console script: everything that is done to a run after it was started.
 
-Answers go to stdout, progress and errors to stderr. Each command imports what it needs, so that help is instant.
+What is for people goes to stderr, logs and JSON to stdout. Each command imports what it needs, so that help is instant.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class SuggestingGroup(click.Group):
         if self.get_command(ctx, name) is None and not name.startswith("-"):
             names = self.list_commands(ctx)
             near = difflib.get_close_matches(name, names, n=1)
-            way_out = f"did you mean '{near[0]}'?" if near else f"the commands are {', '.join(names)}."
-            ctx.fail(f"No such command '{name}'; {way_out}")
+            way_out = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(names)}"
+            raise click.UsageError(f"{name} is not a command: {way_out}")
         return super().resolve_command(ctx, args)
 
 
@@ -74,7 +74,7 @@ def list_command(runs_dir: Path) -> None:
     from launcher.report.runs_table import show_runs
     from launcher.runs.registry import list_runs
 
-    show_runs(list_runs(runs_dir), runs_dir, make_console(sys.stdout))
+    show_runs(list_runs(runs_dir), runs_dir, make_console())
 
 
 @cli.command()
@@ -85,7 +85,7 @@ def status(run: str, runs_dir: Path) -> None:
     from launcher.report.runs_table import show_status
     from launcher.runs.registry import summarise
 
-    show_status(summarise(_resolve(run, runs_dir)), make_console(sys.stdout))
+    show_status(summarise(_resolve(run, runs_dir)), make_console())
 
 
 @cli.command()
@@ -111,9 +111,8 @@ def logs(run: str, runs_dir: Path, rank: int | None, follow: bool) -> None:
         return found or ((agent_log(folder, attempt),) if rank is None else ())
 
     if not paths() and not follow:
-        raise _wrong_run(
-            folder, f"has no log of rank {chosen} in attempt {attempt}", f"its logs are in {folder.logs(attempt)}"
-        )
+        rule, way_out = f"has no log in attempt {attempt}", f"the logs are in {folder.logs(attempt)}"
+        raise InputError([Problem(field="--rank", value=chosen, rule=rule, way_out=way_out)])
     printed: dict[Path, int] = {}
     while True:
         # Asked before printing, so that what was written up to the end is printed after it.
@@ -135,7 +134,7 @@ def cancel(run: str, runs_dir: Path) -> None:
 
     folder = _resolve(run, runs_dir)
     click.echo(f"asking {folder.root.name} to save and stop", err=True)
-    show_status(cancel_run(folder), make_console(sys.stdout))
+    show_status(cancel_run(folder), make_console())
 
 
 @cli.command()
@@ -167,7 +166,7 @@ def report(run: str, runs_dir: Path) -> None:
 
     folder = _resolve(run, runs_dir)
     outcome = past_outcome(folder)
-    show_outcome(outcome, write_report(outcome), read_job(folder.job), make_console(sys.stdout))
+    show_outcome(outcome, write_report(outcome), read_job(folder.job), make_console())
 
 
 @cli.command()
@@ -195,6 +194,24 @@ def generate(
     options += ["--merged"] * merged + ["--json"] * as_json
     options += [] if max_new_tokens is None else [f"--max-new-tokens={max_new_tokens}"]
     return _run_job("jobs.generate", _resolve(run, runs_dir), *options)
+
+
+@cli.command()
+@takes_run
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def evaluate(run: str, runs_dir: Path, as_json: bool) -> int:
+    """Measure the held-out loss of base and result again."""
+    return _run_job("jobs.evaluate", _resolve(run, runs_dir), *["--json"] * as_json)
+
+
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def launch(arguments: tuple[str, ...]) -> int:
+    """Plan, render or run a job, as launch.py does."""
+    from launcher.main import main as launch_main
+
+    sys.argv = ["fitlaunch launch", *arguments]
+    return launch_main()
 
 
 @cli.command()

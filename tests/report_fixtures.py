@@ -68,7 +68,7 @@ RTX4090 = DeviceSpec(
     memory_bandwidth_bytes_per_s=1_008_000_000_000, source="fixture",
 )  # fmt: skip
 CPU = DeviceSpec(
-    name="cpu", kind="cpu", memory_bytes=8 * GIB, compute_capability=None, memory_bandwidth_bytes_per_s=None,
+    name="cpu", kind="cpu", memory_bytes=32 * GIB, compute_capability=None, memory_bandwidth_bytes_per_s=None,
     source="fixture",
 )  # fmt: skip
 ANY = DeviceSpec(
@@ -89,8 +89,8 @@ def spec(
     """A job on the tiny model."""
     return JobSpec(
         model=ModelSpec(
-            name="tiny", source="path", hub_id=None, revision=None, license="apache-2.0", gated=False, path="/models/tiny",
-            config=TINY_CONFIG,
+            name="tiny", source="path", hub_id=None, revision=None, license="apache-2.0", gated=False,
+            path="/models/tiny", config=TINY_CONFIG,
         ),
         method=method,
         shard=ShardSpec(kind=shard, offload=Offload.NONE),
@@ -124,12 +124,12 @@ def rank_plan(ranks: tuple[int, ...], *, saves: bool = False) -> RankPlan:
     terms = (
         _term("embed_tokens", TermKind.WEIGHTS, 2 * GIB, EVERY_PHASE, "1,073,741,824 x 2 B", "bf16, frozen"),
         _term("layers", TermKind.WEIGHTS, 1 * GIB, EVERY_PHASE, "4,294,967,296 x 2 B / 8", "ZeRO-3 partition"),
-        _term("lora_A and lora_B", TermKind.ADAPTERS, 256 * MIB, EVERY_PHASE, "134,217,728 x 2 B", "peft 0.21.2 lora/layer.py"),
+        _term("lora_A and lora_B", TermKind.ADAPTERS, 256 * MIB, EVERY_PHASE, "134,217,728 x 2 B", "peft 0.21.2"),
         _term(
             "adapter gradients", TermKind.GRADIENTS, 256 * MIB, (Phase.BACKWARD, Phase.OPTIMIZER), "134,217,728 x 2 B",
             "one for each trained parameter, from the first backward on until the optimizer has stepped it",
         ),
-        _term("exp_avg, exp_avg_sq", TermKind.OPTIMIZER_STATES, 512 * MIB, (Phase.OPTIMIZER,), "2 x 64 Mi x 4 B", "AdamW"),
+        _term("exp_avg and _sq", TermKind.OPTIMIZER_STATES, 512 * MIB, (Phase.OPTIMIZER,), "2 x 64 Mi x 4 B", "adam"),
         _term("checkpoints", TermKind.ACTIVATIONS, 4 * GIB, STEP, "4 x 1,024 x 64 x 2 x 2 B", "one per block"),
         _term("logits", TermKind.LOGITS, 6 * GIB, (Phase.LOSS, Phase.EVALUATION), "4 x 1,024 x 8,192 x 4 B", "fp32"),
         _term("prefetch", TermKind.SHARDING_BUFFERS, 300 * KIB, STEP, "0.9 x 64^2 x 2 B", "deepspeed 0.19.8"),
@@ -222,7 +222,7 @@ def run_folder(root: Path, job: JobSpec, *, status: Status, gpu: bool = True) ->
     write_record(folder.memory_plan, plan(job))
     started = Started(
         attempt=1, time_s=1000.0, world_size=job.world_size, device=job.device.name, wrapper="DeepSpeedEngine",
-        resumed_from_step=None, num_parameters=655_680 + 8_192, num_trainable_parameters=8_192, num_train_samples=1280,
+        resumed_from_step=None, num_parameters=655_680 + 4_096, num_trainable_parameters=4_096, num_train_samples=1280,
         num_eval_samples=60, num_truncated_samples=7, versions={}, checks={},
     )  # fmt: skip
     write_record(folder.started(1), started)
