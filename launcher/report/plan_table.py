@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console, RenderableType
+from rich.table import Table
 from rich.text import Text
 
-from launcher.planner.types import MemoryPlan, Phase, Suggestion, Term, TermKind, Verdict
+from launcher.planner.types import MemoryPlan, Phase, RankPlan, Suggestion, Term, TermKind, Verdict
 from launcher.report.bar import capacity_bar, capacity_cells, share_bar
 from launcher.report.console import columns, draws_blocks, heading, indented, show
 from launcher.report.describe import (
@@ -22,7 +23,10 @@ from launcher.report.describe import (
 from launcher.report.totals import bytes_by_kind
 from launcher.units import GIB, MIB, format_bytes
 
-BAR_WIDTH = 48
+# With brackets and key, 77 columns: a terminal of 80 shows it in one line.
+BAR_WIDTH = 44
+# What all phases take beside each other, by kind. A narrower terminal gets two tables, for a cut number is a wrong one.
+PHASES_WIDTH = 96
 VERDICT_STYLE = {
     Verdict.FITS: "green",
     Verdict.TOO_CLOSE: "yellow",
@@ -103,23 +107,17 @@ def common_unit(sizes: Iterable[int]) -> tuple[str, int]:
 
 def _show_phases(plan: MemoryPlan, console: Console, *, explain: bool) -> None:
     rank = plan.worst_rank
-    peaks = {phase: rank.allocated_bytes_in(phase) for phase in Phase}
-    unit, unit_bytes = common_unit(peaks.values())
+    unit, unit_bytes = common_unit(rank.allocated_bytes_in(phase) for phase in Phase)
     show(console, heading("Allocated in each phase", f"{rank_range_words(rank.ranks)}, {unit}"))
-    by_kind = {phase: bytes_by_kind(rank, phase) for phase in Phase}
-    label = "l" if explain else ""
-    table = columns(label + "r" * len(Phase), ("",) * explain + tuple(phase.value for phase in Phase))
-    for kind in TermKind if explain else ():
-        if any(kind in sizes for sizes in by_kind.values()):
-            table.add_row(kind.value, *(_cell(sizes.get(kind, 0), unit_bytes) for sizes in by_kind.values()))
-    table.add_row(
-        *(Text("allocated", style="bold"),) * explain,
-        *(
-            Text(_cell(size, unit_bytes), style="bold" if phase is rank.peak_phase else "")
-            for phase, size in peaks.items()
-        ),
-    )
-    show(console, indented(table))
+    if explain:
+        narrow = console.is_terminal and console.width < PHASES_WIDTH
+        half = len(Phase) // 2
+        for phases in (tuple(Phase)[:half], tuple(Phase)[half:]) if narrow else (tuple(Phase),):
+            show(console, indented(_kinds_by_phase(rank, phases, unit_bytes)))
+    else:
+        table = columns("r" * len(Phase), tuple(Phase))
+        table.add_row(*_peak_cells(rank, tuple(Phase), unit_bytes))
+        show(console, indented(table))
     if len(plan.ranks) > 1:
         classes = columns("lrl")
         for other in plan.ranks:
@@ -131,7 +129,25 @@ def _show_phases(plan: MemoryPlan, console: Console, *, explain: bool) -> None:
         show(console, heading("Ranks differ", f"allocated, with {outside_words(plan)}"), indented(classes))
 
 
-def _cell(size_bytes: int, unit_bytes: int) -> str:
+def _kinds_by_phase(rank: RankPlan, phases: Sequence[Phase], unit_bytes: int) -> Table:
+    by_kind = [bytes_by_kind(rank, phase) for phase in phases]
+    table = columns("l" + "r" * len(phases), ("", *phases))
+    for kind in TermKind:
+        if any(kind in bytes_by_kind(rank, phase) for phase in Phase):
+            table.add_row(kind.value, *(unit_words(sizes.get(kind, 0), unit_bytes) for sizes in by_kind))
+    table.add_row(Text("allocated", style="bold"), *_peak_cells(rank, phases, unit_bytes))
+    return table
+
+
+def _peak_cells(rank: RankPlan, phases: Sequence[Phase], unit_bytes: int) -> list[Text]:
+    """What is allocated in each phase; the highest stands out."""
+    return [
+        Text(unit_words(rank.allocated_bytes_in(phase), unit_bytes), style="bold" if phase is rank.peak_phase else "")
+        for phase in phases
+    ]
+
+
+def unit_words(size_bytes: int, unit_bytes: int) -> str:
     """A size in the table's unit; '-' for nothing, and never 0 for something."""
     digits = 2 if unit_bytes == GIB else 1
     if size_bytes == 0:
@@ -235,18 +251,14 @@ def _show_verdict(plan: MemoryPlan, console: Console) -> None:
 
 
 def _show_suggestions(suggestions: Sequence[Suggestion], console: Console) -> None:
-    if not suggestions:
-        return
-    show(console, heading("What would fit", "add to the command line"))
-    table = columns("lrlw")
-    for suggestion in suggestions:
-        effect = (
-            Text("another training", "yellow") if suggestion.changes_training else Text("the same training", "green")
-        )
-        table.add_row(
-            Text(shlex.join(suggestion.overrides), style="bold"),
-            format_bytes(suggestion.process_bytes),
-            effect,
-            suggestion.note,
-        )
-    show(console, indented(table))
+    """Those that train the same first; in a narrow terminal a command is folded, never cut."""
+    same = [suggestion for suggestion in suggestions if not suggestion.changes_training]
+    other = [suggestion for suggestion in suggestions if suggestion.changes_training]
+    for group, effect in ((same, "the same training"), (other, "another training")):
+        if not group:
+            continue
+        table = columns("wrw")
+        for suggestion in group:
+            command = Text(shlex.join(suggestion.overrides), style="bold")
+            table.add_row(command, format_bytes(suggestion.process_bytes), suggestion.note)
+        show(console, heading("What would fit", f"{effect}; add to the command line"), indented(table))

@@ -11,10 +11,9 @@ from rich.text import Text
 from launcher.planner.types import MemoryPlan, Verdict
 from launcher.report.console import columns, heading, indented, show
 from launcher.report.describe import plural
-from launcher.report.plan_table import VERDICT_STYLE
+from launcher.report.plan_table import VERDICT_STYLE, common_unit, unit_words
 from launcher.runs.outcome import Outcome
 from launcher.runs.records import Status
-from launcher.units import format_bytes
 
 STATUS_STYLE = {Status.FINISHED: "green", Status.STOPPED: "yellow", Status.FAILED: "red"}
 
@@ -37,21 +36,28 @@ def differing(overrides: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], list
     return varied, [tuple(cell.get(key, "") for key in varied) for cell in cells]
 
 
+def short_keys(keys: Sequence[str]) -> list[str]:
+    """The last word of each key, where no other key ends in it."""
+    words = [key.rpartition(".")[2] for key in keys]
+    return [word if words.count(word) == 1 else key for key, word in zip(keys, words, strict=True)]
+
+
 def show_sweep(plans: Sequence[MemoryPlan], console: Console, *, overrides: Sequence[Sequence[str]]) -> None:
     """Every cell's plan in one table; `overrides` are each cell's, in the order of `plans`."""
     keys, values = differing(overrides)
     fitting = sum(plan.verdict is not Verdict.DOES_NOT_FIT for plan in plans)
-    show(console, heading(f"{plural(len(plans), 'plan')}, {fitting} of them to run", "bytes per rank"))
-    titles = ("", *keys, "micro", "allocated", "process", "at most", "verdict")
-    table = columns("r" + "l" * len(keys) + "rrrrl", titles)
+    unit, unit_bytes = common_unit(plan.process_high_bytes for plan in plans)
+    show(console, heading(f"{plural(len(plans), 'plan')}, {fitting} of them to run", f"{unit} per rank"))
+    titles = ("", *short_keys(keys), "micro", "allocated", "process", "at most", "verdict")
+    table = columns("r" + "w" * len(keys) + "rrrrw", titles)
     for number, (plan, cell) in enumerate(zip(plans, values, strict=True)):
         table.add_row(
             Text(str(number), style="dim"),
             *cell,
             str(plan.spec.micro_batch),
-            format_bytes(plan.allocated_bytes),
-            format_bytes(plan.process_bytes),
-            format_bytes(plan.process_high_bytes),
+            unit_words(plan.allocated_bytes, unit_bytes),
+            unit_words(plan.process_bytes, unit_bytes),
+            unit_words(plan.process_high_bytes, unit_bytes),
             Text(_verdict(plan), style=VERDICT_STYLE[plan.verdict]),
         )
     show(console, indented(table))
@@ -67,13 +73,21 @@ def show_results(results: Sequence[CellResult], console: Console) -> None:
     """What became of every cell: how it ended, loss, speed, memory planned and measured, and where it lies."""
     keys, values = differing([result.overrides for result in results])
     finished = sum(r.outcome is not None and r.outcome.status is Status.FINISHED for r in results)
-    show(console, heading("Results", f"{finished} of {len(results)} finished; allocated bytes of the worst rank"))
-    titles = ("", *keys, "status", "eval loss", "samples/s", "planned", "measured", "run")
-    table = columns("r" + "l" * len(keys) + "lrrrrl", titles)
+    unit, unit_bytes = common_unit(size for r in results for size in (_planned_bytes(r), _measured_bytes(r)))
+    detail = f"{finished} of {len(results)} finished; allocated by the worst rank, {unit}"
+    show(console, heading("Results", detail))
+    titles = ("", *short_keys(keys), "status", "eval loss", "samples/s", "planned", "measured")
+    table = columns("r" + "w" * len(keys) + "wrrrr", titles)
+    folders = columns("rw")
     for number, (result, cell) in enumerate(zip(results, values, strict=True)):
-        planned = format_bytes(result.plan.allocated_bytes) if result.plan else "-"
-        table.add_row(Text(str(number), style="dim"), *cell, *_ending(result), planned, *_measured(result))
+        index = Text(str(number), style="dim")
+        sizes = (unit_words(size, unit_bytes) for size in (_planned_bytes(result), _measured_bytes(result)))
+        table.add_row(index, *cell, *_ending(result), *sizes)
+        if result.outcome is not None:
+            folders.add_row(index, str(result.outcome.run_dir))
     show(console, indented(table))
+    if folders.row_count:
+        show(console, heading("Run folders"), indented(folders))
 
 
 def _ending(result: CellResult) -> tuple[Text, str, str]:
@@ -91,12 +105,14 @@ def _ending(result: CellResult) -> tuple[Text, str, str]:
     )
 
 
-def _measured(result: CellResult) -> tuple[str, str]:
-    outcome = result.outcome
-    if outcome is None:
-        return "-", "-"
-    peaks = [measurement.allocated_bytes for measurement in outcome.measurements]
-    return format_bytes(max(peaks)) if peaks else "-", str(outcome.run_dir)
+def _planned_bytes(result: CellResult) -> int:
+    return result.plan.allocated_bytes if result.plan else 0
+
+
+def _measured_bytes(result: CellResult) -> int:
+    """The worst rank's peak; 0 where none was measured."""
+    measurements = result.outcome.measurements if result.outcome else ()
+    return max((measurement.allocated_bytes for measurement in measurements), default=0)
 
 
 def loss_words(loss: float | None) -> str:
