@@ -1,7 +1,9 @@
 """The Hydra entry: check the command line, let Hydra compose, call the workflow, map errors to exit codes.
 
-Hydra composes data and nothing else: no `_target_` of ours is ever instantiated, and what Hydra itself wants to write
-(multirun.yaml) goes to a scratch folder that ends with the process.
+Hydra composes data and nothing else: no `_target_` of ours is ever instantiated. A single job is composed through
+Hydra's compose API (its own entry composes everything twice, to learn the mode first); a multirun and Hydra's options
+(--help, --cfg, ...) go through its entry, and what Hydra itself then wants to write goes to a scratch folder that ends
+with the process.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -18,7 +21,6 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -43,46 +45,31 @@ from launcher.workflow import (
     show_prepared,
 )
 
+CONFIG_NAME = "config"
+VERSION_BASE = "1.3"
 
-class Task:
-    """What Hydra calls: once for a run; for a multirun once a cell, and then `finish_sweep` by the sweep launcher.
 
-    error: what a run ended with. It is kept, not raised: Hydra would put lines of its own before it.
-    """
+class SweepTask:
+    """What Hydra calls in a multirun: once for each cell, and then `finish_sweep` through the sweep launcher."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.error: FitlaunchError | None = None
 
     @cached_property
     def host(self) -> Host:
         """This host, looked at once."""
         return detect_host()
 
-    def __call__(self, config: DictConfig) -> Prepared | None:
-        """Prepare a cell; outside a multirun also carry it out."""
+    def __call__(self, config: DictConfig) -> Prepared:
+        """Prepare a cell; nothing is started."""
         overrides = list(HydraConfig.get().overrides.task)
 
         def compose(more: Sequence[str]) -> dict[str, Any]:
             if not more:
                 return plain(config)
-            return plain(hydra.compose(config_name="config", overrides=[*overrides, *more]))
+            return plain(hydra.compose(config_name=CONFIG_NAME, overrides=[*overrides, *more]))
 
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            return prepare(overrides, compose, self.host)
-        try:
-            self._carry_out(prepare(overrides, compose, self.host))
-        except FitlaunchError as error:
-            self.error = error
-        return None
-
-    def _carry_out(self, prepared: Prepared) -> None:
-        show_prepared(prepared, self.console)
-        refuse_if_too_large(prepared)
-        if prepared.mode is Mode.RENDER:
-            render_only(prepared, self.console)
-        elif prepared.mode is Mode.RUN:
-            raise_unless_finished(run(prepared, self.console))
+        return prepare(overrides, compose, self.host)
 
     def finish_sweep(self, returns: Sequence[JobReturn]) -> None:
         """Carry out a sweep whose cells are prepared; the value of each becomes its held-out loss."""
@@ -102,17 +89,54 @@ class Task:
             raise error
 
 
-def _checked_arguments(argv: Sequence[str], scratch: str) -> list[str]:
-    """Hydra's arguments, options before overrides, once the overrides are known to be good."""
+def launch_one(overrides: Sequence[str], console: Console) -> None:
+    """Plan, render or run the one job that the overrides describe."""
+
+    def compose(more: Sequence[str]) -> dict[str, Any]:
+        return plain(hydra.compose(config_name=CONFIG_NAME, overrides=[*overrides, *more]))
+
+    with hydra.initialize_config_dir(version_base=VERSION_BASE, config_dir=str(conf_dir())):
+        prepared = prepare(overrides, compose, detect_host())
+    show_prepared(prepared, console)
+    refuse_if_too_large(prepared)
+    if prepared.mode is Mode.RENDER:
+        render_only(prepared, console)
+    elif prepared.mode is Mode.RUN:
+        raise_unless_finished(run(prepared, console))
+
+
+def call_hydra(argv: Sequence[str], overrides: Sequence[str], console: Console) -> None:
+    """Hydra's own entry, with our folders. Its options stand before the overrides, in either order given."""
+    options = [argument for argument in argv if argument not in overrides]
+    original = sys.argv
+    try:
+        with tempfile.TemporaryDirectory(prefix="fitlaunch-") as scratch:
+            folders = [f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
+            sys.argv = [original[0], *options, *folders, *overrides]
+            hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name=CONFIG_NAME)(
+                SweepTask(console)
+            )()
+    finally:
+        sys.argv = original
+
+
+def launch(argv: Sequence[str], console: Console) -> None:
+    """Carry out a command line. Raises FitlaunchError."""
     from hydra._internal.utils import get_args_parser
 
     arguments = get_args_parser().parse_intermixed_args(argv)
     problems = check_overrides(arguments.overrides, conf_dir(), multirun=arguments.multirun)
     if problems:
         raise InputError(problems)
-    options = [argument for argument in argv if argument not in arguments.overrides]
-    folders = [f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
-    return [*options, *folders, *arguments.overrides]
+    ConfigStore.instance().store(name="job_schema", node=JobConf)
+    if _has_options(arguments):
+        call_hydra(argv, arguments.overrides, console)
+    else:
+        launch_one(arguments.overrides, console)
+
+
+def _has_options(arguments: Namespace) -> bool:
+    return any(value for name, value in vars(arguments).items() if name not in ("overrides", "run"))
 
 
 def _composition_error(error: Exception) -> InputError:
@@ -124,15 +148,8 @@ def main() -> int:
     """Run the command line; returns the exit code."""
     console = make_console()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own exit
-    ConfigStore.instance().store(name="job_schema", node=JobConf)
-    arguments = sys.argv
     try:
-        with tempfile.TemporaryDirectory(prefix="fitlaunch-") as scratch:
-            sys.argv = [arguments[0], *_checked_arguments(arguments[1:], scratch)]
-            task = Task(console)
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
-            if task.error is not None:
-                raise task.error
+        launch(sys.argv[1:], console)
     except FitlaunchError as error:
         show_error(error, console)
         return error.exit_code
@@ -141,6 +158,4 @@ def main() -> int:
         return InputError.exit_code
     except KeyboardInterrupt:
         return Interrupted.exit_code
-    finally:
-        sys.argv = arguments
     return 0
