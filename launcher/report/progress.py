@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -19,12 +20,22 @@ from launcher.units import format_duration
 BAR_WIDTH = 30
 # In a pipe a line for every step would bury a log; evaluations, the first and the last step are always told.
 PIPE_INTERVAL_S = 10.0
+# Events that tell of something done, not of something begun. Training has its own bar and times.
+MOMENTS = frozenset(
+    {
+        *("train", "checkpoint", "check result", "pass over checkpoint", "resume"),
+        *("progress is no longer shown", "stop asked", "rank failed", "end by force", "end"),
+    }
+)
+# The last screen says how it ended.
+UNTOLD = "end"
 
 
 class ProgressView:
     """An Observer (launcher.runs.outcome) that draws on a console. A context manager: leaving it cleans the terminal.
 
-    An event begins a stage, which lasts until the next event or, where that comes first, the next step of training.
+    An event begins a stage, which lasts until the next event or, where that comes first, the next step of training;
+    those in MOMENTS only end one.
     """
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.time) -> None:
@@ -48,12 +59,10 @@ class ProgressView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self._end_stage(self._clock())
-        except OSError:
-            self._broken = True
-        finally:
-            if self._live is not None:
+        if self._live is not None:
+            with contextlib.suppress(OSError):
                 self._live.stop()
 
     def update(self, *, events: Sequence[Event], metrics: Sequence[Metrics]) -> None:
@@ -71,7 +80,11 @@ class ProgressView:
     def _take(self, item: Event | Metrics) -> None:
         if isinstance(item, Event):
             self._end_stage(item.time_s)
-            self._stage = item
+            if item.stage in MOMENTS:
+                if item.stage != UNTOLD:
+                    self._tell(moment_line(item))
+            else:
+                self._stage = item
         elif isinstance(item, TrainMetrics):
             self._end_stage(item.time_s)
             self._first = self._first or item
@@ -128,9 +141,9 @@ class ProgressView:
         """Elapsed since the first step was reported, and what is left at the mean pace since then."""
         assert self._first is not None
         now = self._clock() if self._live is not None else item.time_s
-        elapsed = format_duration(max(0.0, now - self._first.time_s))
+        elapsed = f"after {format_duration(max(0.0, now - self._first.time_s))}"
         remaining_s = remaining(self._first, item)
-        if remaining_s is None:
+        if not remaining_s:
             return elapsed
         left = max(0.0, remaining_s - (now - item.time_s))
         return f"{elapsed}, about {format_duration(left)} left"
@@ -157,6 +170,11 @@ def stage_line(stage: Event, elapsed_s: float, *, running: bool = False) -> Text
     return Text.assemble(
         (name, "bold" if running else ""), f"{format_duration(max(0.0, elapsed_s)):>12}", (f"  {stage.detail}", "dim")
     )
+
+
+def moment_line(event: Event) -> Text:
+    """'checkpoint                         checkpoint-12'."""
+    return Text.assemble(f"{event.stage:<34}", (f"  {event.detail}" if event.detail else "", "dim"))
 
 
 def progress_bar(step: int, num_steps: int, *, blocks: bool) -> Text:
