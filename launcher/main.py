@@ -34,16 +34,7 @@ from launcher.report.console import make_console
 from launcher.report.errors import show_error
 from launcher.schema import JobConf
 from launcher.spec import Mode
-from launcher.sweep import error_of_sweep, merge_problems, run_sweep
-from launcher.workflow import (
-    Prepared,
-    prepare,
-    raise_unless_finished,
-    refuse_if_too_large,
-    render_only,
-    run,
-    show_prepared,
-)
+from launcher.workflow import Prepared, prepare, refuse_if_too_large, show_prepared
 
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
@@ -73,6 +64,8 @@ class SweepTask:
 
     def finish_sweep(self, returns: Sequence[JobReturn]) -> None:
         """Carry out a sweep whose cells are prepared; the value of each becomes its held-out loss."""
+        from launcher.sweep import error_of_sweep, merge_problems, run_sweep
+
         errors = [r._return_value for r in returns if r.status is JobStatus.FAILED]
         for error in errors:
             if not isinstance(error, InputError):
@@ -99,9 +92,13 @@ def launch_one(overrides: Sequence[str], console: Console) -> None:
         prepared = prepare(overrides, compose, detect_host())
     show_prepared(prepared, console)
     refuse_if_too_large(prepared)
+    if prepared.mode is Mode.PLAN:
+        return
+    from launcher.execution import raise_unless_finished, render_only, run  # a plan is to be instant
+
     if prepared.mode is Mode.RENDER:
         render_only(prepared, console)
-    elif prepared.mode is Mode.RUN:
+    else:
         raise_unless_finished(run(prepared, console))
 
 

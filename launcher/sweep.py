@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from launcher.errors import DoesNotFit, FitlaunchError, InputError, Interrupted, JobFailed
+from launcher.execution import error_of, render_only, run
 from launcher.report.errors import show_error
 from launcher.report.plan_json import plans_json
 from launcher.report.sweep_table import CellResult, show_results, show_sweep
 from launcher.runs.outcome import Outcome
 from launcher.runs.records import Status
 from launcher.spec import Mode
-from launcher.workflow import Prepared, error_of, render_only, run, too_large_words
+from launcher.workflow import Prepared, too_large_words
 
 
 def merge_problems(errors: Sequence[InputError]) -> InputError:

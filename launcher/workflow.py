@@ -1,15 +1,8 @@
-"""The way of a job, from composed configuration to outcome: prepare, accept, render, run.
-
-Each step is one call; launch.py and the sweep put them together, and nothing is started before `accept`.
-"""
+"""The way of a job before anything is written: compose, plan, show, refuse."""
 
 from __future__ import annotations
 
-import datetime
-import os
-import secrets
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +12,13 @@ from rich.console import Console
 
 from launcher.compose import make_spec
 from launcher.devices import listed_devices
-from launcher.errors import DoesNotFit, FitlaunchError, Interrupted, JobFailed
+from launcher.errors import DoesNotFit
 from launcher.host import Host
 from launcher.planner.plan import make_plan
 from launcher.planner.types import MemoryPlan, Verdict
-from launcher.render.environment import read_host_facts
-from launcher.render.render import render
-from launcher.render.types import LaunchPlan
-from launcher.report.launch_table import show_launch
-from launcher.report.outcome import show_outcome, write_report
 from launcher.report.plan_json import plan_json
 from launcher.report.plan_table import show_plan
-from launcher.report.progress import ProgressView
-from launcher.runs.outcome import Outcome
-from launcher.runs.registry import new_run_id
 from launcher.spec import Fit, Mode, PlanFormat
-from launcher.targets.folder import write_run_folder
-from launcher.targets.local import start_and_follow
-from launcher.targets.ports import choose_port
 
 Conf = Mapping[str, Any]
 Compose = Callable[[Sequence[str]], Conf]
@@ -110,45 +92,3 @@ def too_large_words(plan: MemoryPlan) -> str:
     else:
         way_out = "no listed card holds it"
     return f"the job does not fit {plan.spec.device.name}; nothing was started: {way_out}"
-
-
-def frozen(prepared: Prepared) -> LaunchPlan:
-    """The launch plan of a prepared job, under a new run id."""
-    spec = prepared.plan.spec
-    run_id = new_run_id(spec, datetime.datetime.now(), secrets.token_hex(2))
-    return render(
-        spec,
-        prepared.plan,
-        run_id=run_id,
-        runs_dir=prepared.runs_dir,
-        python=sys.executable,
-        master_port=choose_port(run_id),
-        host=read_host_facts(os.environ),
-    )
-
-
-def render_only(prepared: Prepared, console: Console) -> None:
-    """mode=render: write the run folder and show the launch plan."""
-    launch = frozen(prepared)
-    write_run_folder(launch, now_s=time.time())
-    show_launch(launch, console)
-
-
-def run(prepared: Prepared, console: Console) -> Outcome:
-    """mode=run: start the job, follow it to its end, and report. The outcome says how it ended; it is not raised."""
-    launch = frozen(prepared)
-    with ProgressView(console) as progress:
-        outcome = start_and_follow(launch, observer=progress, say=console.print)
-    show_outcome(outcome, write_report(outcome), prepared.plan.spec, console)
-    return outcome
-
-
-def raise_unless_finished(outcome: Outcome) -> None:
-    """Turn an outcome into the error that carries its exit code."""
-    if outcome.exit_code:
-        raise error_of(outcome)
-
-
-def error_of(outcome: Outcome) -> FitlaunchError:
-    """The error that carries an unfinished outcome's exit code."""
-    return (Interrupted if outcome.exit_code == Interrupted.exit_code else JobFailed)(outcome.first_cause)

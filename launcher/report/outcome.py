@@ -136,6 +136,30 @@ def _show_memory(report: Report, spec: JobSpec, console: Console) -> None:
     if len(shown) < len(report.memory):
         rest = len(report.memory) - len(shown)
         show(console, indented(Text(f"{plural(rest, 'rank')} closer to the plan in report.json", style="dim")))
+    length = length_words(report, spec)
+    if length:
+        show(console, indented(Text(length)))
+
+
+def length_words(report: Report, spec: JobSpec) -> str:
+    """Why less may have been needed than planned: the plan is for sequences of full length. '' where they had it."""
+    planned = report.num_tokens_planned_step
+    counts = [m.num_tokens_measured_step for m in report.memory if m.num_tokens_measured_step is not None]
+    if counts:
+        most = max(counts)
+        if most >= planned:
+            return ""
+        share = f"{100 * most / planned:.0f} %"
+        return (
+            f"The step measured held at most {most:,} tokens on a rank, {share} of the {planned:,} planned for: "
+            "shorter sequences need less."
+        )
+    if spec.train.packing or report.num_truncated_samples != 0:
+        return ""
+    return (
+        f"No row had to be cut to the {spec.train.sequence_length:,} tokens planned for: "
+        "batches may have been shorter, and have needed less."
+    )
 
 
 def memory_rows(memory: RankMemory, *, on_gpu: bool) -> list[tuple[str, int | None, int | None]]:
@@ -199,10 +223,9 @@ def shown_path(path: Path, cwd: Path) -> str:
 
 
 def _show_next(report: Report, spec: JobSpec, folder: RunFolder, console: Console) -> None:
-    table = columns("lw")
+    show(console, heading("What next"))
     for command, what in next_commands(report, spec, run_argument(folder.root, Path.cwd())):
-        table.add_row(Text(shlex.join(command), style="bold"), Text(what, style="dim"))
-    show(console, heading("What next"), indented(table))
+        show(console, indented(Text(shlex.join(command), style="bold")), indented(indented(Text(what, style="dim"))))
 
 
 def run_argument(run_dir: Path, cwd: Path) -> str:

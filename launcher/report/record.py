@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from launcher.planner.types import MemoryPlan, Phase, RankPlan
 from launcher.runs.outcome import Metrics, Outcome
 from launcher.runs.records import EvalMetrics, RankMeasurement, Started, Status, TrainMetrics
+from launcher.spec import JobSpec
 
 # What one steady step goes through. On a CPU the allocator's peak is taken over such a step alone.
 STEADY_PHASES = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER)
@@ -18,6 +19,7 @@ class RankMemory:
     """Peak bytes of one rank, planned and measured. reserved is the caching allocator's, so None on a CPU.
 
     process is what the driver shows for the process on a GPU, and the peak resident set (RSS) on a CPU.
+    num_tokens_measured_step: of the one step that is measured on a CPU; None on a GPU.
     """
 
     rank: int
@@ -29,6 +31,7 @@ class RankMemory:
     planned_process_bytes: int
     measured_process_bytes: int | None
     measured_rss_bytes: int
+    num_tokens_measured_step: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +40,7 @@ class Report:
 
     Steps, losses and rates are the newest known: a run that did not finish has those it got to. planned_by is the
     instrument that made the plan. Samples are sequences of the global batch; tokens are counted as
-    TrainMetrics.tokens_per_s counts them.
+    TrainMetrics.tokens_per_s counts them. num_tokens_planned_step: what the plan counts for each rank in a step.
     """
 
     run_id: str
@@ -63,6 +66,7 @@ class Report:
     result: str | None
     checkpoint: str | None
     planned_by: str
+    num_tokens_planned_step: int
     memory: tuple[RankMemory, ...]
 
 
@@ -97,6 +101,7 @@ def make_report(
         result=done.result if done else None,
         checkpoint=outcome.stopped.checkpoint if outcome.stopped else None,
         planned_by=plan.instrument,
+        num_tokens_planned_step=num_tokens_planned_step(plan.spec),
         memory=tuple(rank_memory(plan, m) for m in sorted(outcome.measurements, key=lambda m: m.rank)),
     )
 
@@ -123,7 +128,13 @@ def rank_memory(plan: MemoryPlan, measured: RankMeasurement) -> RankMemory:
         planned_process_bytes=rank.allocated_bytes + reserve_bytes + rank.outside_bytes,
         measured_process_bytes=measured.process_bytes if on_gpu else measured.rss_bytes,
         measured_rss_bytes=measured.rss_bytes,
+        num_tokens_measured_step=measured.num_tokens_measured_step,
     )
+
+
+def num_tokens_planned_step(spec: JobSpec) -> int:
+    """Tokens of one rank in one optimizer step, were every sequence as long as is planned for."""
+    return spec.micro_batch * spec.gradient_accumulation * spec.train.sequence_length
 
 
 def steady_bytes(rank: RankPlan) -> int:

@@ -148,7 +148,11 @@ class Failed:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankMeasurement:
     """measured-rank-<r>.json. On CUDA the torch.cuda statistics; on CPU allocated_bytes is the CPU allocator's
-    peak over one steady step and reserved_bytes is None. All are peaks, in bytes."""
+    peak over one steady step and reserved_bytes is None. All are peaks, in bytes.
+
+    num_tokens_measured_step: tokens this rank was given in that step, padding not counted; None on CUDA, where the
+    peaks are over all steps.
+    """
 
     rank: int
     host: str
@@ -158,6 +162,7 @@ class RankMeasurement:
     process_bytes: int | None
     rss_bytes: int
     by_phase: dict[str, int]
+    num_tokens_measured_step: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

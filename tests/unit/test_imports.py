@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = (
     ("main", "cli"),
     ("sweep",),
+    ("execution",),
     ("workflow",),
     ("report", "targets"),
     ("runs", "render"),

@@ -1,0 +1,67 @@
+"""The way of a job once it is accepted: freeze it, write it, run it, report."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import secrets
+import sys
+import time
+
+from rich.console import Console
+
+from launcher.errors import FitlaunchError, Interrupted, JobFailed
+from launcher.render.environment import read_host_facts
+from launcher.render.render import render
+from launcher.render.types import LaunchPlan
+from launcher.report.launch_table import show_launch
+from launcher.report.outcome import show_outcome, write_report
+from launcher.report.progress import ProgressView
+from launcher.runs.outcome import Outcome
+from launcher.runs.registry import new_run_id
+from launcher.targets.folder import write_run_folder
+from launcher.targets.local import start_and_follow
+from launcher.targets.ports import choose_port
+from launcher.workflow import Prepared
+
+
+def frozen(prepared: Prepared) -> LaunchPlan:
+    """The launch plan of a prepared job, under a new run id."""
+    spec = prepared.plan.spec
+    run_id = new_run_id(spec, datetime.datetime.now(), secrets.token_hex(2))
+    return render(
+        spec,
+        prepared.plan,
+        run_id=run_id,
+        runs_dir=prepared.runs_dir,
+        python=sys.executable,
+        master_port=choose_port(run_id),
+        host=read_host_facts(os.environ),
+    )
+
+
+def render_only(prepared: Prepared, console: Console) -> None:
+    """mode=render: write the run folder and show the launch plan."""
+    launch = frozen(prepared)
+    write_run_folder(launch, now_s=time.time())
+    show_launch(launch, console)
+
+
+def run(prepared: Prepared, console: Console) -> Outcome:
+    """mode=run: start the job, follow it to its end, and report. The outcome says how it ended; it is not raised."""
+    launch = frozen(prepared)
+    with ProgressView(console) as progress:
+        outcome = start_and_follow(launch, observer=progress, say=console.print)
+    show_outcome(outcome, write_report(outcome), prepared.plan.spec, console)
+    return outcome
+
+
+def raise_unless_finished(outcome: Outcome) -> None:
+    """Turn an outcome into the error that carries its exit code."""
+    if outcome.exit_code:
+        raise error_of(outcome)
+
+
+def error_of(outcome: Outcome) -> FitlaunchError:
+    """The error that carries an unfinished outcome's exit code."""
+    return (Interrupted if outcome.exit_code == Interrupted.exit_code else JobFailed)(outcome.first_cause)
