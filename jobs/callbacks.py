@@ -198,6 +198,7 @@ class Memory(TrainerCallback):
         self._meter.end_phase("optimizer")
         if self._recorder is not None:
             self._meter.note_step(self._recorder.finish())
+            self._meter.num_tokens_measured_step = self._trainer.step_tokens
             self._recorder = None
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

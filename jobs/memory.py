@@ -26,6 +26,7 @@ class MemoryMeter:
         self._cuda = device.type == "cuda"
         self._by_phase: dict[str, int] = {}
         self._reserved_bytes = 0
+        self.num_tokens_measured_step: int | None = None
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(device)
 
@@ -57,6 +58,7 @@ class MemoryMeter:
             process_bytes=_cuda_process_bytes(self._device) if self._cuda else peak_rss_bytes(),
             rss_bytes=peak_rss_bytes(),
             by_phase=dict(self._by_phase),
+            num_tokens_measured_step=self.num_tokens_measured_step,
         )
 
     def _note(self, phase: str, peak_bytes: int) -> None:

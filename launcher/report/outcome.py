@@ -149,7 +149,7 @@ def length_words(report: Report, spec: JobSpec) -> str:
         most = max(counts)
         if most >= planned:
             return ""
-        share = f"{100 * most / planned:.0f} %"
+        share = f"{100 * most // planned} %"
         return (
             f"The step measured held at most {most:,} tokens on a rank, {share} of the {planned:,} planned for: "
             "shorter sequences need less."

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import torch
 from torch import nn
 
+from jobs.callbacks import RECORDED_STEP, Memory
 from jobs.memory import MemoryMeter, StepRecorder, live_storage_bytes, peak_rss_bytes
 from launcher.units import MIB
 
@@ -41,3 +45,17 @@ def test_a_measurement_on_cpu_has_no_reserved_bytes() -> None:
     assert (measured.rank, measured.allocated_bytes, measured.reserved_bytes) == (1, 5, None)
     assert measured.by_phase == {"step": 5}
     assert 50 * MIB < measured.rss_bytes <= peak_rss_bytes()
+
+
+def test_a_measurement_on_cpu_says_how_many_tokens_its_step_held() -> None:
+    meter = MemoryMeter(torch.device("cpu"))
+    trainer: Any = SimpleNamespace(model_wrapped=nn.Linear(2, 2), step_tokens=0)
+    memory = Memory(meter, trainer)
+    nothing: Any = None
+    for step in range(1, RECORDED_STEP + 2):
+        trainer.step_tokens = 100 + step
+        memory.on_step_begin(nothing, nothing, nothing)
+        memory.on_step_end(nothing, nothing, nothing)
+        if step < RECORDED_STEP:
+            assert meter.measurement(rank=0).num_tokens_measured_step is None
+    assert meter.measurement(rank=0).num_tokens_measured_step == 100 + RECORDED_STEP
