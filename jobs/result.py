@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from jobs.checkpoint import discard
+from jobs.dtypes import dtype_name
 from jobs.model import result_dtype
 from jobs.trainer import JobTrainer
 from launcher.runs.layout import RunFolder
@@ -28,6 +30,15 @@ def save(trainer: JobTrainer, folder: Path, spec: JobSpec) -> None:
     if trainer.is_world_process_zero():
         for name in NOT_PART_OF_A_RESULT:
             (folder / name).unlink(missing_ok=True)
+        if trainer.saved_dtype is not None:
+            _tell_dtype(folder / "config.json", dtype_name(trainer.saved_dtype))
+
+
+def _tell_dtype(config: Path, dtype: str) -> None:
+    """Say in config.json what the weights are saved in; transformers wrote there what the trainer held them in."""
+    settings = json.loads(config.read_text())
+    settings["dtype"] = dtype
+    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def losses_before_and_after(run: RunFolder, last_step: int) -> tuple[float | None, float | None]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,33 +27,54 @@ def skip_deepspeed_compilation() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def accelerator_context(spec: JobSpec) -> Any:
-    """The context in which the Trainer must be built."""
+def accelerator_context(spec: JobSpec) -> AbstractContextManager[None]:
+    """The context in which the Trainer must be built, for accelerate to wrap the model as the job says."""
     if spec.shard.kind is ShardKind.FSDP and spec.device.kind == "cpu":
-        return fsdp_on_cpu()
+        return _settling(_shard_cpu_ranks)
+    if spec.shard.kind is ShardKind.DDP and spec.world_size == 1:
+        return _settling(_leave_unwrapped)
     return nullcontext()
 
 
-@contextmanager
-def fsdp_on_cpu() -> Iterator[None]:
-    """Make accelerate shard on CPU ranks.
+def _shard_cpu_ranks(state: Any, fsdp_plugin: Any) -> None:
+    """Do for MULTI_CPU what AcceleratorState does for MULTI_GPU where a plugin is given.
 
-    AcceleratorState turns MULTI_GPU into FSDP where a plugin is given, but leaves MULTI_CPU alone, which then trains
-    DDP with exit code 0 (accelerate 1.15, state.py). This does for MULTI_CPU what that does for MULTI_GPU.
+    It leaves MULTI_CPU alone, which then trains DDP with exit code 0 (accelerate 1.15, state.py).
     """
-    from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
+
+    _set_distributed_type(state, DistributedType.FSDP)
+    if state._mixed_precision != "no":
+        fsdp_plugin.set_mixed_precision(state._mixed_precision)
+    state.fsdp_plugin = fsdp_plugin
+
+
+def _leave_unwrapped(state: Any, _fsdp_plugin: Any) -> None:
+    """Keep accelerate from wrapping a single rank in DDP, whose buckets would be a second copy of the gradients."""
+    from accelerate.utils import DistributedType
+
+    _set_distributed_type(state, DistributedType.NO)
+
+
+def _set_distributed_type(state: Any, kind: Any) -> None:
+    from accelerate.state import PartialState
+
+    state.distributed_type = kind
+    PartialState._shared_state["distributed_type"] = kind
+
+
+@contextmanager
+def _settling(settle: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Let `settle` have the last word on every AcceleratorState built in this context."""
+    from accelerate.state import AcceleratorState
 
     original = AcceleratorState.__init__
 
     def initialise(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        is_new = not AcceleratorState._shared_state
         original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-        if fsdp_plugin is not None and self.distributed_type is DistributedType.MULTI_CPU:
-            self.distributed_type = DistributedType.FSDP
-            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-            if self._mixed_precision != "no":
-                fsdp_plugin.set_mixed_precision(self._mixed_precision)
-            self.fsdp_plugin = fsdp_plugin
+        if is_new:
+            settle(self, fsdp_plugin)
 
     AcceleratorState.__init__ = initialise  # type: ignore[method-assign]
     try:

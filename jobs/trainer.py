@@ -147,15 +147,8 @@ class JobTrainer(Trainer):
         if self.saved_dtype is None or not self.args.should_save:
             super()._save(output_dir, state_dict)
             return
-        model = self.accelerator.unwrap_model(self.model)
-        state = model.state_dict() if state_dict is None else state_dict
-        cast = {name: _cast(tensor, self.saved_dtype) for name, tensor in state.items()}
-        held = model.config.dtype
-        model.config.dtype = self.saved_dtype
-        try:
-            super()._save(output_dir, cast)
-        finally:
-            model.config.dtype = held
+        state = self.model.state_dict() if state_dict is None else state_dict
+        super()._save(output_dir, {name: _cast(tensor, self.saved_dtype) for name, tensor in state.items()})
 
     def barrier(self) -> None:
         """Wait for all ranks."""
