@@ -67,6 +67,7 @@ RTX4090 = DeviceSpec(
     name="rtx4090", kind="cuda", memory_bytes=24 * GIB, compute_capability=(8, 9),
     memory_bandwidth_bytes_per_s=1_008_000_000_000, source="fixture",
 )  # fmt: skip
+WRAPPERS = {ShardKind.DDP: "DistributedDataParallel", ShardKind.ZERO3: "DeepSpeedEngine"}
 CPU = DeviceSpec(
     name="cpu", kind="cpu", memory_bytes=32 * GIB, compute_capability=None, memory_bandwidth_bytes_per_s=None,
     source="fixture",
@@ -221,7 +222,7 @@ def run_folder(root: Path, job: JobSpec, *, status: Status, gpu: bool = True) ->
     write_record(folder.job, job)
     write_record(folder.memory_plan, plan(job))
     started = Started(
-        attempt=1, time_s=1000.0, world_size=job.world_size, device=job.device.name, wrapper="DeepSpeedEngine",
+        attempt=1, time_s=1000.0, world_size=job.world_size, device=job.device.name, wrapper=WRAPPERS[job.shard.kind],
         resumed_from_step=None, num_parameters=655_680 + 4_096, num_trainable_parameters=4_096, num_train_samples=1280,
         num_eval_samples=60, num_truncated_samples=7, versions={}, checks={},
     )  # fmt: skip
