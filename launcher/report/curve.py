@@ -63,8 +63,9 @@ def draw_curve(metrics: Sequence[Metrics], path: Path, *, title: str) -> bool:
             axes.annotate(
                 f"{item.loss:.3f}", (item.step, item.loss), xytext=(0, 9), textcoords="offset points",
                 ha="center", color=EVAL_COLOUR, fontweight="bold",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
             )  # fmt: skip
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (cross entropy per token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

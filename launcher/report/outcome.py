@@ -36,7 +36,7 @@ def write_report(outcome: Outcome) -> Report:
     metrics = read_metrics(folder.metrics)
     report = make_report(outcome, plan, started, metrics, run_id=folder.root.name)
     write_record(folder.report, report)
-    draw_curve(metrics, folder.loss_curve, title=f"{folder.root.name}: {plan.spec.model.name}, {job_words(plan.spec)}")
+    draw_curve(metrics, folder.loss_curve, title=f"{folder.root.name}\n{plan.spec.model.name}, {job_words(plan.spec)}")
     return report
 
 
