@@ -33,7 +33,7 @@ def past_outcome(run: RunFolder) -> Outcome:
         finished=markers.finished,
         stopped=markers.stopped,
         failures=markers.failures,
-        first_cause=summary.reason or cause.text,
+        first_cause=summary.reason or (cause.text if failed else ""),
         log_tail=log_tail(run, summary.attempt, cause.rank) if failed else (),
         measurements=markers.measurements,
     )
