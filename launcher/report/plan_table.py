@@ -27,6 +27,7 @@ from launcher.units import GIB, MIB, format_bytes
 BAR_WIDTH = 44
 # What all phases take beside each other, by kind. A narrower terminal gets two tables, for a cut number is a wrong one.
 PHASES_WIDTH = 96
+LEAST_NOTE_WIDTH = 24
 VERDICT_STYLE = {
     Verdict.FITS: "green",
     Verdict.TOO_CLOSE: "yellow",
@@ -251,14 +252,25 @@ def _show_verdict(plan: MemoryPlan, console: Console) -> None:
 
 
 def _show_suggestions(suggestions: Sequence[Suggestion], console: Console) -> None:
-    """Those that train the same first; in a narrow terminal a command is folded, never cut."""
+    """Those that train the same first. A narrow terminal folds commands between their words, and notes."""
     same = [suggestion for suggestion in suggestions if not suggestion.changes_training]
     other = [suggestion for suggestion in suggestions if suggestion.changes_training]
     for group, effect in ((same, "the same training"), (other, "another training")):
         if not group:
             continue
         table = columns("wrw")
+        if console.is_terminal:
+            table.columns[0].width = command_width(group, console.width)
         for suggestion in group:
             command = Text(shlex.join(suggestion.overrides), style="bold")
             table.add_row(command, format_bytes(suggestion.process_bytes), suggestion.note)
         show(console, heading("What would fit", f"{effect}; add to the command line"), indented(table))
+
+
+def command_width(suggestions: Sequence[Suggestion], num_columns: int) -> int:
+    """Columns for the commands: all they need, if that leaves some for the notes, and never less than a word."""
+    commands = [shlex.join(suggestion.overrides) for suggestion in suggestions]
+    longest_word = max(len(word) for command in commands for word in command.split())
+    note = min(max(len(suggestion.note) for suggestion in suggestions), LEAST_NOTE_WIDTH)
+    beside = len("  " + "  1023.99 GiB  ") + note
+    return min(max(map(len, commands)), max(longest_word, num_columns - beside))
