@@ -6,6 +6,7 @@ cannot do, or would do silently wrong; RULES at the end is the whole table.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +105,8 @@ def optimizer_exists(case: Case) -> Iterator[Problem]:
 
 
 def precision_exists(case: Case) -> Iterator[Problem]:
-    """bf16 needs Ampere; fp16 is a CUDA path; DeepSpeed keeps fp32 master weights, so nothing there is pure bf16."""
-    train, shard = case.spec.train, case.spec.shard
+    """bf16 needs Ampere; fp16 is a CUDA path."""
+    train = case.spec.train
     field, value = "train.precision", train.precision
     if case.older_than_ampere and COMPUTE[train.precision] is Dtype.BFLOAT16:
         rule = f"has no hardware on {case.spec.device.name} (compute capability below 8.0)"
@@ -113,9 +114,6 @@ def precision_exists(case: Case) -> Iterator[Problem]:
     if train.precision is Precision.FP16_MIXED and case.spec.device.kind == "cpu":
         rule = "is many times slower than fp32 on a CPU"
         yield Problem(field=field, value=value, rule=rule, way_out="use fp32 or bf16_mixed")
-    if train.precision is Precision.BF16_PURE and is_deepspeed(shard.kind):
-        rule = f"is not possible with shard={shard.kind}: DeepSpeed keeps an fp32 master copy"
-        yield Problem(field=field, value=value, rule=rule, way_out="use bf16_mixed, or shard=ddp or fsdp")
 
 
 def attention_exists(case: Case) -> Iterator[Problem]:
@@ -140,6 +138,21 @@ def loss_exists(case: Case) -> Iterator[Problem]:
     if case.spec.train.loss is Loss.FUSED_LINEAR and case.spec.device.kind == "cpu":
         rule = "is a CUDA kernel"
         yield Problem(field="train.loss", value=case.spec.train.loss, rule=rule, way_out="use train.loss=cross_entropy")
+
+
+def optional_packages(case: Case) -> Iterator[Problem]:
+    """What only some jobs need is not installed for all; a plan needs none of it."""
+    train = case.spec.train
+    wanted = (
+        ("train.loss", train.loss, Loss.FUSED_LINEAR, "liger_kernel", "liger-kernel"),
+        ("train.attention", train.attention, Attention.FLASH_ATTENTION_2, "flash_attn", "flash-attn"),
+    )
+    if case.mode is not Mode.RUN or case.spec.device.kind == "cpu":
+        return
+    for field, value, needs_it, module, package in wanted:
+        if value is needs_it and importlib.util.find_spec(module) is None:
+            rule = f"needs the package {package}, which is not installed"
+            yield Problem(field=field, value=value, rule=rule, way_out=f"pip install {package}")
 
 
 LORA_FIELDS = ("rank", "alpha", "dropout", "targets", "bias")
@@ -282,6 +295,7 @@ RULES: tuple[Rule, ...] = (
     precision_exists,
     attention_exists,
     loss_exists,
+    optional_packages,
     method_options,
     lora_targets,
     quantisation_dtypes,

@@ -186,7 +186,6 @@ def environment(run: RunFolder, spec: JobSpec, attempt: int, launcher: tuple[int
             "FITLAUNCH_PLAN_HASH": run.launch_hash.read_text().strip(),
             "FITLAUNCH_LAUNCHER": f"{pid}:{start_ticks}",
         }
-        | ({"FITLAUNCH_CACHE": os.environ["FITLAUNCH_CACHE"]} if "FITLAUNCH_CACHE" in os.environ else {})
     )
 
 

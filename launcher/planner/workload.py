@@ -48,6 +48,11 @@ class Workload:
         return self.dtypes.compute.num_bytes
 
     @property
+    def stepped_dtype(self) -> Dtype:
+        """What DeepSpeed's optimizer steps in: fp32, but the weights' own dtype in bf16_pure."""
+        return self.dtypes.optimizer_states
+
+    @property
     def gradient_bytes(self) -> int:
         return self.dtypes.gradients.num_bytes
 

@@ -19,13 +19,17 @@ WANDB_HOST = "api.wandb.ai"
 
 # Left behind by `accelerate config`, by another launcher, or by a job this one was started from: each of them
 # changes silently how the ranks train or where they look for each other.
-DROPPED_PREFIXES = ("ACCELERATE_", "FITLAUNCH_", "FSDP_", "TORCHELASTIC_", "TORCH_ELASTIC_")
+DROPPED_PREFIXES = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "TORCH_ELASTIC_")
 DROPPED = frozenset(
     {
         "CROSS_RANK",
         "CROSS_SIZE",
         "DS_ACCELERATOR",
         "DS_ENV_FILE",
+        "FITLAUNCH_ATTEMPT",
+        "FITLAUNCH_LAUNCHER",
+        "FITLAUNCH_PLAN_HASH",
+        "FITLAUNCH_RUN",
         "GROUP_RANK",
         "GROUP_WORLD_SIZE",
         "LOCAL_RANK",

@@ -1,23 +1,23 @@
 """The run folder: where everything of a run lies. Paths only; nothing here touches the disk.
 
-    runs/<id>/
-      launch.json               the frozen LaunchPlan; launch.sha256 holds its hash
-      job.json                  the JobSpec the ranks read
-      memory_plan.json          the MemoryPlan
-      deepspeed.json | fsdp.json    only where the sharding has one
-      state.json                what the launcher knows (records.RunState), rewritten atomically
-      events.jsonl              stages, one JSON line each, appended by launcher and rank 0
-      metrics.jsonl             training and evaluation metrics, rank 0 only
-      control/stop-<attempt>    exists: every rank stops at the end of its step
-      attempts/<k>/             one folder a start:
-        started.json finished.json stopped.json     markers, written last, by rank 0
-        failed-rank-<r>.json                        by the rank that failed
-        measured-rank-<r>.json                      memory, by every rank
-        logs/                                       by the program that starts the ranks
-      checkpoints/checkpoint-<step>/manifest.json   written last; without it the checkpoint does not count
-      result/                   adapter or model, with its own manifest.json
-      merged/                   the adapter merged into its base, by `fitlaunch merge`
-      report.json loss.png      made by the launcher at the end
+runs/<id>/
+  launch.json               the frozen LaunchPlan; launch.sha256 holds its hash
+  job.json                  the JobSpec the ranks read
+  memory_plan.json          the MemoryPlan
+  deepspeed.json | fsdp.json    only where the sharding has one
+  state.json                what the launcher knows (records.RunState), rewritten atomically
+  events.jsonl              stages, one JSON line each, appended by launcher and rank 0
+  metrics.jsonl             training and evaluation metrics, rank 0 only
+  control/stop-<attempt>    exists: every rank stops at the end of its step
+  attempts/<k>/             one folder a start:
+    started.json finished.json stopped.json     markers, written last, by rank 0
+    failed-rank-<r>.json                        by the rank that failed
+    measured-rank-<r>.json                      memory, by every rank
+    logs/                                       by the program that starts the ranks
+  checkpoints/checkpoint-<step>/manifest.json   written last; without it the checkpoint does not count
+  result/                   adapter or model, with its own manifest.json
+  merged/                   the adapter merged into its base, by `fitlaunch merge`
+  report.json loss.png      made by the launcher at the end
 """
 
 from __future__ import annotations

@@ -25,7 +25,10 @@ REFUSED: list[tuple[str, str]] = [
     ("device=h100-80g", "device=h100-80g is not in this host: it has 8 x a100-80g: use device=auto, or mode=plan"),
     # sharding and launcher
     ("shard=ddp shard.offload=all", "shard.offload=all is not possible with shard=ddp: it can none"),
-    ("shard=fsdp shard.offload=optimizer", "shard.offload=optimizer is not possible with shard=fsdp: it can none or all"),
+    (
+        "shard=fsdp shard.offload=optimizer",
+        "shard.offload=optimizer is not possible with shard=fsdp: it can none or all",
+    ),
     ("shard=zero2 shard.offload=all", "shard.offload=all is not possible with shard=zero2: it can none or optimizer"),
     ("shard=ddp launcher=deepspeed", "launcher=deepspeed does not start shard=ddp: use launcher=torchrun"),
     ("shard=fsdp launcher=deepspeed", "launcher=deepspeed does not start shard=fsdp: use launcher=torchrun"),
@@ -34,7 +37,10 @@ REFUSED: list[tuple[str, str]] = [
     ("shard=zero2 shard.prefetch_bucket_size=9", "shard.prefetch_bucket_size=9 has no effect with shard=zero2"),
     # method
     ("method=full method.rank=4", "method.rank=4 has no effect with method=full: remove it"),
-    ("method=full method.targets=all-linear", "method.targets=('all-linear',) has no effect with method=full: remove it"),
+    (
+        "method=full method.targets=all-linear",
+        "method.targets=('all-linear',) has no effect with method=full: remove it",
+    ),
     ("method=lora method.quant_type=nf4", "method.quant_type=nf4 has no effect with method=lora: remove it"),
     ("method=lora method.rank=null", "method.rank=null is needed by method=lora: give it a value"),
     ("method.rank=0", "method.rank=0 must be at least 1"),
@@ -67,11 +73,6 @@ REFUSED: list[tuple[str, str]] = [
         "use train.optimizer=adamw",
     ),
     # precision
-    (
-        "shard=zero2 train.precision=bf16_pure",
-        "train.precision=bf16_pure is not possible with shard=zero2: DeepSpeed keeps an fp32 master copy: "
-        "use bf16_mixed, or shard=ddp or fsdp",
-    ),
     ("train.precision=bf17", "train.precision=bf17 is not known: choose from bf16_mixed, bf16_pure, fp16_mixed, fp32"),
     (
         "train.precision=fp32 train.attention=flash_attention_2",
@@ -100,7 +101,10 @@ REFUSED: list[tuple[str, str]] = [
     ("train.warmup_ratio=1", "train.warmup_ratio=1.0 must be at least 0 and below 1"),
     # data and model
     ("data=alpaca", "data.path=null is required with data=alpaca: data.path=FILE"),
-    ("data=alpaca data.path=/nowhere/rows.json", "data.path=/nowhere/rows.json is not a file: give a .json or .jsonl file"),
+    (
+        "data=alpaca data.path=/nowhere/rows.json",
+        "data.path=/nowhere/rows.json is not a file: give a .json or .jsonl file",
+    ),
     ("data.path=/nowhere/rows.json", "data.path=/nowhere/rows.json has no effect with data=stdlib: use data=alpaca"),
     (
         "data.eval_fraction=0",
@@ -110,7 +114,7 @@ REFUSED: list[tuple[str, str]] = [
     ("model.path=/tmp", "model.path=/tmp has no effect with model=smollm2-135m: use model=path"),
     ("fit=maybe", "fit=maybe is not known: choose from refuse, warn, auto"),
     ("mode=go", "mode=go is not known: choose from run, plan, render"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("overrides", "said"), REFUSED, ids=[overrides for overrides, _ in REFUSED])
@@ -121,7 +125,8 @@ def test_refused_on_eight_a100(overrides: str, said: str) -> None:
 ON_T4 = [
     (
         "train.precision=bf16_mixed",
-        "train.precision=bf16_mixed has no hardware on t4 (compute capability below 8.0): use train.precision=fp16_mixed",
+        "train.precision=bf16_mixed has no hardware on t4 (compute capability below 8.0): "
+        "use train.precision=fp16_mixed",
     ),
     (
         "train.attention=flash_attention_2",
@@ -148,15 +153,21 @@ ON_CPU = [
         "shard=zero3 shard.offload=all",
         "shard.offload=all has no effect on CPU ranks: everything is in host RAM already: use shard.offload=none",
     ),
-    ("train.precision=fp16_mixed", "train.precision=fp16_mixed is many times slower than fp32 on a CPU: use fp32 or bf16_mixed"),
+    (
+        "train.precision=fp16_mixed",
+        "train.precision=fp16_mixed is many times slower than fp32 on a CPU: use fp32 or bf16_mixed",
+    ),
     ("train.loss=fused_linear", "train.loss=fused_linear is a CUDA kernel: use train.loss=cross_entropy"),
-    ("train.optimizer=paged_adamw_8bit", "train.optimizer=paged_adamw_8bit needs CUDA memory to page: use adamw or adamw_8bit"),
+    (
+        "train.optimizer=paged_adamw_8bit",
+        "train.optimizer=paged_adamw_8bit needs CUDA memory to page: use adamw or adamw_8bit",
+    ),
     (
         "train.attention=flash_attention_2 train.precision=bf16_mixed",
-        "train.attention=flash_attention_2 does not run on cpu: it needs a CUDA card of compute capability 8.0 or more: "
-        "use train.attention=sdpa",
+        "train.attention=flash_attention_2 does not run on cpu: "
+        "it needs a CUDA card of compute capability 8.0 or more: use train.attention=sdpa",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("overrides", "said"), ON_CPU)
@@ -174,12 +185,13 @@ ACCEPTED = [
     "shard=zero3 train.optimizer=adamw_8bit",
     "shard=ddp train.optimizer=paged_adamw_8bit",
     "shard=fsdp train.precision=bf16_pure",
+    "shard=zero2 train.precision=bf16_pure",
     "method=qlora shard=fsdp",
     "method=qlora shard=zero3 train.precision=fp32",
     "model=gemma2-2b",
     "model=mixtral-8x7b method.dropout=0.1 method.targets=[q_proj,v_proj]",
     "model=gemma2-2b train.attention=flash_attention_2",
-    "train.loss=fused_linear train.attention=flash_attention_2",
+    "mode=plan train.loss=fused_linear train.attention=flash_attention_2",
     "mode=plan device=h100-80g gpus=64 train.global_batch=64",
     "mode=plan cluster=slurm nodes=2 device=t4 train.precision=fp32",
     "train.global_batch=64 train.micro_batch=4",
@@ -189,6 +201,16 @@ ACCEPTED = [
 @pytest.mark.parametrize("overrides", ACCEPTED)
 def test_accepted_on_eight_a100(overrides: str) -> None:
     assert problems_of(*overrides.split(), on=A100) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "package"),
+    [("train.loss=fused_linear", "liger-kernel"), ("train.attention=flash_attention_2", "flash-attn")],
+)
+def test_a_run_needs_the_package_that_an_option_names(overrides: str, package: str) -> None:
+    (found,) = problems_of(overrides, on=A100)
+    assert found.endswith(f"needs the package {package}, which is not installed: pip install {package}")
+    assert problems_of(overrides, "mode=plan", on=A100) == []
 
 
 def test_all_problems_are_reported_together() -> None:

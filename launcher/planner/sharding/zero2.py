@@ -14,12 +14,11 @@ from launcher.planner.terms import FROM_FIRST_STEP, FROM_WRAP, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.weights import whole_weights
 from launcher.planner.workload import Workload
-from launcher.spec import Dtype, Offload
+from launcher.spec import Offload
 from launcher.units import ceil_div, round_up
 
 SOURCE = "deepspeed 0.19.8 runtime/zero/stage_1_and_2.py"
 ALIGNMENT = 2  # nccl_start_alignment_factor
-MASTER = Dtype.FLOAT32
 
 
 def rank_classes(work: Workload) -> tuple[tuple[int, ...], ...]:
@@ -47,9 +46,9 @@ def _master(work: Workload) -> tuple[Term, ...]:
     return term(
         "master weights, partition",
         TermKind.MASTER_WEIGHTS,
-        numel * MASTER.num_bytes,
+        numel * work.stepped_dtype.num_bytes,
         FROM_WRAP,
-        formula=f"{numel:,} elements x {MASTER.num_bytes} B",
+        formula=f"{numel:,} elements x {work.stepped_dtype.num_bytes} B",
         source=f"{SOURCE} single_partition_of_fp32_groups",
     )
 
@@ -59,7 +58,7 @@ def _optimizer_states(work: Workload) -> tuple[Term, ...]:
     return term(
         "optimizer states, partition",
         TermKind.OPTIMIZER_STATES,
-        optimizer.states_bytes(kind, [(numel, 1)], MASTER),
+        optimizer.states_bytes(kind, [(numel, 1)], work.stepped_dtype),
         FROM_FIRST_STEP,
         formula=f"2 moments x {numel:,} elements ({kind})",
         source=optimizer.SOURCES[kind],
@@ -115,8 +114,8 @@ def _flattening(work: Workload) -> tuple[Term, ...]:
     optimizer, in fp32. The first is larger but on one rank."""
     flat = work.inventory.trained_numel * work.dtypes.trained.num_bytes
     on_host = work.spec.shard.offload is Offload.OPTIMIZER
-    zeros = 0 if on_host else partition_numel(work) * MASTER.num_bytes
-    master = 0 if on_host else partition_numel(work) * MASTER.num_bytes
+    zeros = 0 if on_host else partition_numel(work) * work.stepped_dtype.num_bytes
+    master = 0 if on_host else partition_numel(work) * work.stepped_dtype.num_bytes
     return term(
         "flattening",
         TermKind.SHARDING_BUFFERS,
@@ -130,7 +129,7 @@ def _flattening(work: Workload) -> tuple[Term, ...]:
 def _step(work: Workload) -> tuple[Term, ...]:
     """The step flattens the averaged gradients and casts the flat copy to fp32; both stand beside the originals."""
     numel, width = partition_numel(work), work.gradient_bytes
-    size = numel * (width + (MASTER.num_bytes if width != MASTER.num_bytes else 0))
+    size = numel * (width + (work.stepped_dtype.num_bytes if width != work.stepped_dtype.num_bytes else 0))
     return term(
         "gradients, flat and fp32",
         TermKind.GRADIENTS,

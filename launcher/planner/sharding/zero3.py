@@ -14,14 +14,13 @@ from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, FROM_WRAP, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.weights import constants_formula
 from launcher.planner.workload import Workload
-from launcher.spec import Dtype, Offload
+from launcher.spec import Offload
 from launcher.units import ceil_div
 
 SOURCE = "deepspeed 0.19.8 runtime/zero/stage3.py"
 PARTITIONS = "deepspeed 0.19.8 runtime/zero/partition_parameters.py"
 COORDINATOR = "deepspeed 0.19.8 runtime/zero/partitioned_param_coordinator.py"
 TRAINED = (State.TRAINED, State.ADAPTER)
-MASTER = Dtype.FLOAT32
 
 
 def rank_classes(work: Workload) -> tuple[tuple[int, ...], ...]:
@@ -115,7 +114,7 @@ def _optimizer_states(work: Workload) -> tuple[Term, ...]:
     return term(
         "optimizer states, partition",
         TermKind.OPTIMIZER_STATES,
-        optimizer.states_bytes(kind, [(numel, 1)], MASTER),
+        optimizer.states_bytes(kind, [(numel, 1)], work.stepped_dtype),
         FROM_FIRST_STEP,
         formula=f"2 moments x {numel:,} elements ({kind})",
         source=optimizer.SOURCES[kind],
@@ -140,9 +139,9 @@ def _initialising(work: Workload) -> tuple[Term, ...]:
     return term(
         "initialising states",
         TermKind.SHARDING_BUFFERS,
-        numel * MASTER.num_bytes,
+        numel * work.stepped_dtype.num_bytes,
         (Phase.WRAP,),
-        formula=f"largest sub-group, {numel:,} elements x {MASTER.num_bytes} B",
+        formula=f"largest sub-group, {numel:,} elements x {work.stepped_dtype.num_bytes} B",
         source=f"{SOURCE} initialize_optimizer_states",
     )
 
@@ -150,7 +149,7 @@ def _initialising(work: Workload) -> tuple[Term, ...]:
 def _step(work: Workload) -> tuple[Term, ...]:
     """One sub-group's gradients, flattened and then cast to fp32."""
     numel, width = sub_group_numel(work), work.gradient_bytes
-    factor = width + (MASTER.num_bytes if width != MASTER.num_bytes else 0)
+    factor = width + (work.stepped_dtype.num_bytes if width != work.stepped_dtype.num_bytes else 0)
     return term(
         "gradients, flat and fp32",
         TermKind.GRADIENTS,
