@@ -60,6 +60,7 @@ class WeightsAndBiases:
             config=config,
             mode="offline" if offline else None,
             resume="allow",
+            settings=wandb.Settings(x_disable_meta=True),  # wandb's metadata holds the whole command line
         )
 
     def log(self, values: dict[str, float], step: int) -> None:

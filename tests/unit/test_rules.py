@@ -75,7 +75,7 @@ REFUSED: list[tuple[str, str]] = [
     # precision
     ("train.precision=bf17", "train.precision=bf17 is not known: choose from bf16_mixed, bf16_pure, fp16_mixed, fp32"),
     (
-        "train.precision=fp32 train.attention=flash_attention_2",
+        "mode=plan train.precision=fp32 train.attention=flash_attention_2",
         "train.attention=flash_attention_2 computes in half precision only: use sdpa, or bf16_mixed",
     ),
     (
@@ -129,7 +129,7 @@ ON_T4 = [
         "use train.precision=fp16_mixed",
     ),
     (
-        "train.attention=flash_attention_2",
+        "mode=plan train.attention=flash_attention_2",
         "train.attention=flash_attention_2 does not run on t4: it needs a CUDA card of compute capability 8.0 or more: "
         "use train.attention=sdpa",
     ),
@@ -190,7 +190,7 @@ ACCEPTED = [
     "method=qlora shard=zero3 train.precision=fp32",
     "model=gemma2-2b",
     "model=mixtral-8x7b method.dropout=0.1 method.targets=[q_proj,v_proj]",
-    "model=gemma2-2b train.attention=flash_attention_2",
+    "mode=plan model=gemma2-2b train.attention=flash_attention_2",
     "mode=plan train.loss=fused_linear train.attention=flash_attention_2",
     "mode=plan device=h100-80g gpus=64 train.global_batch=64",
     "mode=plan cluster=slurm nodes=2 device=t4 train.precision=fp32",
