@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +64,13 @@ def open_run(directory: Path) -> FinishedRun:
 
 
 def quieten() -> None:
-    """Keep transformers' progress bars and advice off a command's screen."""
+    """Keep the libraries' progress bars, advice and deprecations of each other off a command's screen."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    getLogger("bitsandbytes").setLevel(ERROR)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, imported by accelerate, warns of its own guess
 
 
 def pick_device() -> torch.device:

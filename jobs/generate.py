@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -100,9 +101,9 @@ def _ask(row: Row) -> str:
     return f"{row.instruction}\n\n{row.input}" if row.input.strip() else row.instruction
 
 
-def _table(answers: Sequence[Answer], *, result: str) -> Table:
+def _table(answers: Sequence[Answer], *, result: str, is_terminal: bool) -> Table:
     shows_expected = any(answer.expected for answer in answers)
-    table = Table(show_lines=True)
+    table = Table(show_lines=True, box=box.HEAVY_HEAD if is_terminal else box.ASCII2)
     for heading in ("prompt", BASE, result, *(["expected"] if shows_expected else [])):
         table.add_column(heading, ratio=1, overflow="fold")
     for each in answers:
@@ -131,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         sys.stdout.write(to_json(answers) + "\n")
     else:
-        console.print(_table(answers, result=MERGED if options.merged else RESULT))
+        console.print(_table(answers, result=MERGED if options.merged else RESULT, is_terminal=console.is_terminal))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers.trainer_utils import TrainOutput
 from jobs import checkpoint, checks, result
 from jobs.arguments import training_arguments
 from jobs.callbacks import BeforeTraining, FirstStep, Memory, Metrics, Schedule
-from jobs.data import Data, load_data
+from jobs.data import Data, first_example, load_data
 from jobs.journal import Journal
 from jobs.memory import MemoryMeter
 from jobs.model import load_model, load_tokenizer
@@ -28,8 +29,10 @@ from jobs.tracker import Tracker, open_tracker
 from jobs.trainer import JobTrainer
 from jobs.versions import installed_versions
 from launcher.runs.layout import RunFolder
-from launcher.runs.records import Finished, Started, Stopped, write_record
+from launcher.runs.records import Finished, Started, Stopped, write_atomically, write_record
 from launcher.spec import JobSpec
+
+FIRST_EXAMPLE_CHARACTERS = 240  # on the screen; the file has it whole
 
 
 class Job:
@@ -56,6 +59,7 @@ class Job:
         self.journal.stage("load data")
         self.tokenizer = load_tokenizer(self.spec)
         self.data = load_data(self.spec, self.tokenizer)
+        self.show_first_example()
         self.journal.stage("load model")
         model = load_model(self.spec, device=self.device)
         self.meter.end_phase("load")
@@ -63,6 +67,16 @@ class Job:
         del model
         output = self.train(resume_from)
         self.close(output)
+
+    def show_first_example(self) -> None:
+        """Leave the first sample with its mask where it can be seen: a wrong mask trains with exit code 0."""
+        if not self.start.is_first_rank:
+            return
+        if not self.data.has_template:
+            self.journal.stage("no chat template", "the rows are asked in the alpaca form")
+        text = first_example(self.data, self.tokenizer)
+        write_atomically(self.run.first_example, text + "\n")
+        self.journal.stage("first example", textwrap.shorten(text, FIRST_EXAMPLE_CHARACTERS, placeholder=" ..."))
 
     def choose_checkpoint(self) -> Path | None:
         """The checkpoint to go on from, chosen and verified by rank 0 for all; None to begin anew."""

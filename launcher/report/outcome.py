@@ -205,6 +205,7 @@ def _show_places(report: Report, folder: RunFolder, console: Console) -> None:
         "run folder": folder.root,
         "result": None if report.result is None else folder.root / report.result,
         "checkpoint": None if report.checkpoint is None else folder.root / report.checkpoint,
+        "first example": folder.first_example,
         "logs": folder.logs(report.attempt),
         "metrics": folder.metrics,
         "loss curve": folder.loss_curve,

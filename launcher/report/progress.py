@@ -23,7 +23,7 @@ PIPE_INTERVAL_S = 10.0
 # Events that tell of something done, not of something begun. Training has its own bar and times.
 MOMENTS = frozenset(
     {
-        *("train", "checkpoint", "check result", "pass over checkpoint", "resume"),
+        *("first example", "no chat template", "train", "checkpoint", "check result", "pass over checkpoint", "resume"),
         *("progress is no longer shown", "stop asked", "rank failed", "end by force", "end"),
     }
 )

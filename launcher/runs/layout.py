@@ -65,6 +65,10 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def first_example(self) -> Path:
+        return self.root / "first_example.txt"
+
+    @property
     def lock(self) -> Path:
         return self.root / ".lock"
 

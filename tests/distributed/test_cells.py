@@ -41,7 +41,6 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
 PRECISIONS = (Precision.FP32, Precision.BF16_MIXED)
 CELLS = [(precision, method, shard) for precision in PRECISIONS for method in MethodKind for shard in ShardKind]
-FP32_CELLS = [(method, shard) for method in MethodKind for shard in ShardKind]
 WRAPPER = {
     ShardKind.DDP: "DistributedDataParallel",
     ShardKind.FSDP: "FSDPModule",
@@ -115,6 +114,9 @@ def test_a_cell_is_what_it_says(
     assert_dtypes(checks, precision, method, shard)
     measured = [read_record(cell.run.measured(1, rank), RankMeasurement) for rank in (0, 1)]
     assert all(m is not None and 0 < m.allocated_bytes < m.rss_bytes for m in measured)
+    example = cell.run.first_example.read_text()
+    assert example.count("⟦") == example.count("⟧") == 1
+    assert not example.startswith("⟦")  # the prompt is not learned
 
 
 def assert_elements(checks: dict[str, Any], method: MethodKind, shard: ShardKind) -> None:
@@ -150,6 +152,18 @@ def assert_dtypes(checks: dict[str, Any], precision: Precision, method: MethodKi
     assert checks["gradient_dtypes"] == [trained]
     assert checks["master_dtypes"] == (["float32"] if shard in ENGINES else [])
     assert checks["optimizer_states"]["dtypes"] == ["float32"]
+
+
+@pytest.mark.parametrize("shard", ShardKind)
+def test_pure_bf16_holds_nothing_in_fp32(tiny: Path, shard: ShardKind) -> None:
+    spec = spec_of(tiny, method=MethodKind.FULL, shard=shard, precision=Precision.BF16_PURE, max_steps=2)
+    run = write_run(tiny / f"pure-{shard}", spec)
+    assert run_ranks(run, spec) == 0, log_text(run)
+    checks = started(run).checks
+    assert list(checks["parameters"]["trained"]["dtypes"]) == ["bfloat16"]
+    assert checks["gradient_dtypes"] == ["bfloat16"]
+    assert checks["master_dtypes"] == (["bfloat16"] if shard is ShardKind.ZERO2 else [])
+    assert checks["optimizer_states"]["dtypes"] == ["bfloat16"]
 
 
 @pytest.mark.parametrize(("precision", "method", "shard"), [cell for cell in CELLS if cell[2] is not ShardKind.DDP])
@@ -228,9 +242,11 @@ def evaluate(model: Any, spec: JobSpec) -> float:
     return loss_sum / num_tokens
 
 
-@pytest.mark.parametrize(("method", "shard"), FP32_CELLS)
-def test_a_cell_goes_on_from_its_checkpoint(cell_of: Callable[..., Cell], method: MethodKind, shard: ShardKind) -> None:
-    cell = cell_of(Precision.FP32, method, shard)
+@pytest.mark.parametrize(("precision", "method", "shard"), CELLS)
+def test_a_cell_goes_on_from_its_checkpoint(
+    cell_of: Callable[..., Cell], precision: Precision, method: MethodKind, shard: ShardKind
+) -> None:
+    cell = cell_of(precision, method, shard)
     assert run_ranks(cell.run, cell.spec, attempt=2) == 0, log_text(cell.run, 2)
     assert started(cell.run, 2).resumed_from_step == 3
     uninterrupted, resumed = losses(cell.run, 1), losses(cell.run, 2)
