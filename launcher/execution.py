@@ -56,12 +56,6 @@ def run(prepared: Prepared, console: Console) -> Outcome:
     return outcome
 
 
-def raise_unless_finished(outcome: Outcome) -> None:
-    """Turn an outcome into the error that carries its exit code."""
-    if outcome.exit_code:
-        raise error_of(outcome)
-
-
 def error_of(outcome: Outcome) -> FitlaunchError:
     """The error that carries an unfinished outcome's exit code."""
     return (Interrupted if outcome.exit_code == Interrupted.exit_code else JobFailed)(outcome.first_cause)

@@ -82,8 +82,8 @@ class SweepTask:
             raise error
 
 
-def launch_one(overrides: Sequence[str], console: Console) -> None:
-    """Plan, render or run the one job that the overrides describe."""
+def launch_one(overrides: Sequence[str], console: Console) -> int:
+    """Plan, render or run the one job that the overrides describe. Returns the exit code of what ran."""
 
     def compose(more: Sequence[str]) -> dict[str, Any]:
         return plain(hydra.compose(config_name=CONFIG_NAME, overrides=[*overrides, *more]))
@@ -93,13 +93,13 @@ def launch_one(overrides: Sequence[str], console: Console) -> None:
     show_prepared(prepared, console)
     refuse_if_too_large(prepared)
     if prepared.mode is Mode.PLAN:
-        return
-    from launcher.execution import raise_unless_finished, render_only, run  # a plan is to be instant
+        return 0
+    from launcher.execution import render_only, run  # a plan is to be instant
 
-    if prepared.mode is Mode.RENDER:
-        render_only(prepared, console)
-    else:
-        raise_unless_finished(run(prepared, console))
+    if prepared.mode is Mode.RUN:
+        return run(prepared, console).exit_code  # the last screen has said why
+    render_only(prepared, console)
+    return 0
 
 
 def call_hydra(argv: Sequence[str], overrides: Sequence[str], console: Console) -> None:
@@ -117,8 +117,8 @@ def call_hydra(argv: Sequence[str], overrides: Sequence[str], console: Console) 
         sys.argv = original
 
 
-def launch(argv: Sequence[str], console: Console) -> None:
-    """Carry out a command line. Raises FitlaunchError."""
+def launch(argv: Sequence[str], console: Console) -> int:
+    """Carry out a command line; returns the exit code. Raises FitlaunchError."""
     from hydra._internal.utils import get_args_parser
 
     arguments = get_args_parser().parse_intermixed_args(argv)
@@ -126,10 +126,10 @@ def launch(argv: Sequence[str], console: Console) -> None:
     if problems:
         raise InputError(problems)
     ConfigStore.instance().store(name="job_schema", node=JobConf)
-    if _has_options(arguments):
-        call_hydra(argv, arguments.overrides, console)
-    else:
-        launch_one(arguments.overrides, console)
+    if not _has_options(arguments):
+        return launch_one(arguments.overrides, console)
+    call_hydra(argv, arguments.overrides, console)
+    return 0
 
 
 def _has_options(arguments: Namespace) -> bool:
@@ -146,7 +146,7 @@ def main() -> int:
     console = make_console()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of Hydra's own exit
     try:
-        launch(sys.argv[1:], console)
+        return launch(sys.argv[1:], console)
     except FitlaunchError as error:
         show_error(error, console)
         return error.exit_code
@@ -155,4 +155,3 @@ def main() -> int:
         return InputError.exit_code
     except KeyboardInterrupt:
         return Interrupted.exit_code
-    return 0

@@ -83,12 +83,5 @@ def refuse_if_too_large(prepared: Prepared) -> None:
 
 
 def too_large_words(plan: MemoryPlan) -> str:
-    """Why a job is refused, and what to do, in a sentence."""
-    ways = [" ".join(suggestion.overrides) for suggestion in plan.suggestions]
-    if ways:
-        way_out = f"use {', or '.join(ways)}; fit=warn starts it all the same"
-    elif plan.smallest_card:
-        way_out = f"it would fit {plan.smallest_card}"
-    else:
-        way_out = "no listed card holds it"
-    return f"the job does not fit {plan.spec.device.name}; nothing was started: {way_out}"
+    """Why a job is refused, in a sentence; the plan itself says what would fit."""
+    return f"the job does not fit {plan.spec.device.name}; nothing was started (fit=warn starts it all the same)"

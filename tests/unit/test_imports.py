@@ -22,7 +22,7 @@ LAYERS = (
     ("planner",),
     ("compose",),
     ("rules",),
-    ("overrides",),
+    ("overrides", "reader"),
     ("shards", "precision", "datafile", "schema", "host"),
     ("devices", "models"),
     ("paths",),
