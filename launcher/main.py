@@ -155,3 +155,7 @@ def main() -> int:
         return InputError.exit_code
     except KeyboardInterrupt:
         return Interrupted.exit_code
+    except BrokenPipeError:
+        # Whoever read us has gone: nothing is wrong, but what is still buffered must go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
