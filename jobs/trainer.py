@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +148,24 @@ class JobTrainer(Trainer):
             super()._save(output_dir, state_dict)
             return
         state = self.model.state_dict() if state_dict is None else state_dict
+        state = without_tied_copies(state, self.accelerator.unwrap_model(self.model).all_tied_weights_keys)
         super()._save(output_dir, {name: _cast(tensor, self.saved_dtype) for name, tensor in state.items()})
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if dist.is_initialized():
             dist.barrier()
+
+
+def without_tied_copies(state: dict[str, torch.Tensor], tied: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """A state dict without the second names of tied weights (`tied`: second name -> first), as transformers saves it.
+
+    Gathered or cast, the two are separate tensors, and both would be written. Where they differ the tie was lost.
+    """
+    for second, first in tied.items():
+        if second in state and first in state and not torch.equal(state[second], state[first]):
+            raise RuntimeError(f"{second} and {first} are tied, but training made them differ")
+    return {name: tensor for name, tensor in state.items() if tied.get(name) not in state}
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -155,6 +155,21 @@ def assert_dtypes(checks: dict[str, Any], precision: Precision, method: MethodKi
 
 
 @pytest.mark.parametrize("shard", ShardKind)
+def test_a_tied_head_is_trained_and_saved_once(tiny: Path, shard: ShardKind) -> None:
+    model = make_tiny_model(tiny / f"tied-model-{shard}", tied=True)
+    spec = make_spec(
+        model, tiny / "data.json", method=MethodKind.FULL, shard=shard, precision=Precision.BF16_MIXED, max_steps=3
+    )
+    run = write_run(tiny / f"tied-{shard}", spec)
+    assert run_ranks(run, spec) == 0, log_text(run)
+    saved = load_file(run.result / "model.safetensors")
+    assert "lm_head.weight" not in saved
+    finished = read_record(run.finished(1), Finished)
+    assert finished is not None
+    assert evaluate(load_plainly(Cell(spec, run)), spec) == pytest.approx(finished.eval_loss_after, abs=5e-3)
+
+
+@pytest.mark.parametrize("shard", ShardKind)
 def test_pure_bf16_holds_nothing_in_fp32(tiny: Path, shard: ShardKind) -> None:
     spec = spec_of(tiny, method=MethodKind.FULL, shard=shard, precision=Precision.BF16_PURE, max_steps=2)
     run = write_run(tiny / f"pure-{shard}", spec)
