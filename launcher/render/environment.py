@@ -14,7 +14,6 @@ from pathlib import Path
 
 from launcher.runs.processes import RUN_VARIABLE
 from launcher.spec import JobSpec, MethodKind, ShardKind, TrackerKind
-from launcher.units import MIB
 
 WANDB_HOST = "api.wandb.ai"
 
@@ -110,9 +109,6 @@ def _device(spec: JobSpec, host: HostFacts) -> dict[str, str]:
         return {
             "CUDA_VISIBLE_DEVICES": "",  # libraries take a GPU that they can see, whatever the job says
             "DS_ACCELERATOR": "cpu",
-            # glibc raises the size from which it maps memory to 32 MiB as tensors are freed, and then keeps what is
-            # smaller: the demo's ranks peaked at 3.2 GiB instead of the 2.3 that a fixed size leaves.
-            "MALLOC_MMAP_THRESHOLD_": str(MIB),
         }
     added = {
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
