@@ -14,7 +14,7 @@ from launcher.compose import make_spec
 from launcher.devices import listed_devices
 from launcher.errors import DoesNotFit
 from launcher.host import Host
-from launcher.planner.plan import make_plan
+from launcher.planner.plan import cheapest_equivalent, make_plan
 from launcher.planner.types import MemoryPlan, Verdict
 from launcher.report.plan_json import plan_json
 from launcher.report.plan_table import show_plan
@@ -50,9 +50,8 @@ def prepare(overrides: Sequence[str], compose: Compose, host: Host) -> Prepared:
     plan = make_plan(make_spec(conf, host), listed_devices())
     applied: tuple[str, ...] = ()
     if conf["fit"] == Fit.AUTO and plan.verdict is Verdict.DOES_NOT_FIT:
-        equivalent = next((s for s in plan.suggestions if not s.changes_training), None)
-        if equivalent is not None:
-            applied = equivalent.overrides
+        applied = cheapest_equivalent(plan) or ()
+        if applied:
             plan = make_plan(make_spec(compose(applied), host), listed_devices())
     return Prepared(
         overrides=tuple(overrides),
