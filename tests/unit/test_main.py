@@ -64,11 +64,12 @@ def test_fit_warn_lets_it_pass(tmp_path: Path) -> None:
 
 
 def test_fit_auto_applies_what_keeps_the_training(tmp_path: Path) -> None:
-    arguments = ("mode=plan", "model=llama3-8b", "method=lora", "shard=ddp", "gpus=8", "device=a10", "fit=auto")
-    before = json.loads(launch(tmp_path, *arguments[:-1], "plan.format=json").stdout)
-    after = json.loads(launch(tmp_path, *arguments, "plan.format=json", "train.sequence_length=2048").stdout)
-    assert before["spec"]["shard"]["kind"] == "ddp"
-    assert after["verdict"] != "does not fit"
+    arguments = ("mode=plan", "model=llama3-8b", "method=lora", "gpus=8", "device=rtx4070-12g", "plan.format=json")
+    refused, taken = launch(tmp_path, *arguments), launch(tmp_path, *arguments, "fit=auto")
+    assert (refused.returncode, taken.returncode) == (3, 0)
+    before, after = json.loads(refused.stdout), json.loads(taken.stdout)
+    assert (before["verdict"], after["verdict"]) == ("does not fit", "fits")
+    assert (before["spec"]["shard"]["kind"], after["spec"]["shard"]["kind"]) == ("ddp", "fsdp")
     assert after["spec"]["train"]["global_batch"] == before["spec"]["train"]["global_batch"]
     assert after["spec"]["method"] == before["spec"]["method"]
 
