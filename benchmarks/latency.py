@@ -22,6 +22,9 @@ LAUNCH = (sys.executable, str(ROOT / "launch.py"))
 COMMANDS: dict[str, tuple[str, ...]] = {
     "python -c pass": (sys.executable, "-c", "pass"),
     "python -c 'import torch'": (sys.executable, "-c", "import torch"),
+    "a Hydra app that composes conf/ and does nothing": (
+        sys.executable, str(ROOT / "benchmarks" / "hydra_noop.py"), "hydra.run.dir=.",
+    ),
     "mode=plan, the default": (*LAUNCH, "mode=plan"),
     "mode=plan, llama3-8b lora zero3 gpus=8": (*LAUNCH, "mode=plan", "model=llama3-8b", "shard=zero3", "gpus=8"),
     "mode=plan, llama3.1-405b qlora fsdp nodes=8": (
@@ -32,6 +35,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *LAUNCH, "-m", "mode=plan", "model=llama3-8b", "gpus=8", "method=full,lora,qlora", "shard=ddp,fsdp,zero2,zero3",
     ),
 }  # fmt: skip
+
+
+BASELINE = "a Hydra app that composes conf/ and does nothing"
 
 
 def time_s(command: tuple[str, ...]) -> float:
@@ -55,8 +61,8 @@ def main() -> None:
     for _ in track(range(num_runs), description="timing", console=Console(stderr=True)):
         for name, command in COMMANDS.items():
             times[name].append(time_s(command))
-    baseline = statistics.median(times["python -c pass"])
-    table = Table("command", "min s", "median s", "max s", "x python", box=None)
+    baseline = statistics.median(times[BASELINE])
+    table = Table("command", "min s", "median s", "max s", "x Hydra app", box=None)
     for name, values in times.items():
         median = statistics.median(values)
         table.add_row(name, *(f"{v:.3f}" for v in (min(values), median, max(values))), f"{median / baseline:.1f}")
