@@ -316,7 +316,13 @@ class JobSpec:
 
 def to_json(value: Any) -> str:
     """Any of the project's frozen types as indented JSON, keys in the order of their fields."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=_range_as_list), indent=2).decode()
+
+
+def _range_as_list(value: Any) -> list[int]:
+    if isinstance(value, range):
+        return list(value)
+    raise NotImplementedError(f"{type(value)} has no JSON form")
 
 
 def read_job(path: Path) -> JobSpec:

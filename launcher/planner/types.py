@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -9,10 +10,15 @@ from launcher.spec import JobSpec
 
 
 class Phase(StrEnum):
-    """The parts of a job that can each hold the peak, in the order they happen."""
+    """The parts of a job that can each hold the peak, in the order they happen.
+
+    FIRST_STEP is the first optimizer step as a whole; FORWARD to OPTIMIZER are parts of every later one, which has
+    optimizer states from its beginning on.
+    """
 
     LOAD = "load"
     WRAP = "wrap"
+    FIRST_STEP = "first step"
     FORWARD = "forward"
     LOSS = "loss"
     BACKWARD = "backward"
@@ -54,9 +60,12 @@ class Term:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankPlan:
-    """The plan of the ranks that share one shape. Computed by sums over terms; never stored twice."""
+    """The plan of the ranks that share one shape. Computed by sums over terms; never stored twice.
 
-    ranks: tuple[int, ...]
+    ranks: a range where they follow each other, so that a thousand of them cost no more than one.
+    """
+
+    ranks: Sequence[int]
     terms: tuple[Term, ...]
 
     def allocated_bytes_in(self, phase: Phase) -> int:
@@ -65,8 +74,8 @@ class RankPlan:
 
     @property
     def peak_phase(self) -> Phase:
-        """The phase with the highest peak; the earliest of equals."""
-        return max(Phase, key=self.allocated_bytes_in)
+        """The phase with the highest peak; the earliest of equals, but the first step only where it is alone."""
+        return max(Phase, key=lambda phase: (self.allocated_bytes_in(phase), phase is not Phase.FIRST_STEP))
 
     @property
     def allocated_bytes(self) -> int:

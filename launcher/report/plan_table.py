@@ -26,7 +26,9 @@ from launcher.units import GIB, MIB, format_bytes
 # With brackets and key, 77 columns: a terminal of 80 shows it in one line.
 BAR_WIDTH = 44
 # What all phases take beside each other, by kind. A narrower terminal gets two tables, for a cut number is a wrong one.
-PHASES_WIDTH = 96
+PHASES_WIDTH = 104
+# On one line of 80 columns there is no room for the first step, which needs no more than a later one.
+ONE_LINE = tuple(phase for phase in Phase if phase is not Phase.FIRST_STEP)
 LEAST_NOTE_WIDTH = 24
 VERDICT_STYLE = {
     Verdict.FITS: "green",
@@ -112,12 +114,12 @@ def _show_phases(plan: MemoryPlan, console: Console, *, explain: bool) -> None:
     show(console, heading("Allocated in each phase", f"{rank_range_words(rank.ranks)}, {unit}"))
     if explain:
         narrow = console.is_terminal and console.width < PHASES_WIDTH
-        half = len(Phase) // 2
+        half = (len(Phase) + 1) // 2
         for phases in (tuple(Phase)[:half], tuple(Phase)[half:]) if narrow else (tuple(Phase),):
             show(console, indented(_kinds_by_phase(rank, phases, unit_bytes)))
     else:
-        table = columns("r" * len(Phase), tuple(Phase))
-        table.add_row(*_peak_cells(rank, tuple(Phase), unit_bytes))
+        table = columns("r" * len(ONE_LINE), ONE_LINE)
+        table.add_row(*_peak_cells(rank, ONE_LINE, unit_bytes))
         show(console, indented(table))
     if len(plan.ranks) > 1:
         classes = columns("lrl")

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from launcher.planner.types import MemoryPlan, Suggestion, Verdict
 from launcher.report.console import make_console
-from launcher.report.plan_table import show_plan
+from launcher.report.plan_table import PHASES_WIDTH, show_plan
 from launcher.report.sweep_table import CellResult, show_results, show_sweep
 from launcher.runs.records import Status
 from launcher.units import GIB
@@ -79,12 +79,12 @@ def test_a_suggestion_is_folded_between_its_words() -> None:
 def test_the_phases_of_an_explained_plan_line_up(columns: int) -> None:
     text = on_columns(lambda console: show_plan(large_plan(), console, explain=True), columns)
     heads = [line for line in text.splitlines() if re.match(r"^ +(load|backward) ", line)]
-    assert len(heads) == (2 if columns < 96 else 1)
+    assert len(heads) == (2 if columns < PHASES_WIDTH else 1)
     rows = [line for line in text.splitlines() if re.match(r"^  allocated +\S+ +\S+ +\S+ +\S+( |$)(?!%)", line)]
     rows = [row for row in rows if "%" not in row]
     assert len(rows) == len(heads)
     for head, row in zip(heads, rows, strict=True):
-        ends = [match.end() for match in re.finditer(r"\S+", head)]
+        ends = [match.end() for match in re.finditer(r"\S+(?: \S+)*", head)]
         assert [match.end() for match in re.finditer(r"[\d.]+|-(?= |$)", row)] == ends
 
 
@@ -132,7 +132,7 @@ def test_results_keep_their_numbers(columns: int, tmp_path: Path) -> None:
 
 DRAW = """
 from launcher.report.console import make_console
-from launcher.report.plan_table import show_plan
+from launcher.report.plan_table import PHASES_WIDTH, show_plan
 from tests.unit.test_report_terminal import large_plan
 show_plan(large_plan(), make_console())
 """
