@@ -96,10 +96,15 @@ class ActivationCheckpointing(StrEnum):
 
 
 class Loss(StrEnum):
-    """Cross entropy over materialised logits, or Liger's fused linear cross entropy (CUDA only)."""
+    """Cross entropy over materialised logits, over those of some tokens at a time, or by Liger's fused kernel (CUDA)."""
 
     CROSS_ENTROPY = "cross_entropy"
+    CHUNKED = "chunked"
     FUSED_LINEAR = "fused_linear"
+
+
+CHUNK_TOKENS = 256
+"""Tokens whose logits exist at a time under Loss.CHUNKED: enough to keep a GPU busy, few enough not to count."""
 
 
 class Schedule(StrEnum):
@@ -316,13 +321,7 @@ class JobSpec:
 
 def to_json(value: Any) -> str:
     """Any of the project's frozen types as indented JSON, keys in the order of their fields."""
-    return msgspec.json.format(msgspec.json.encode(value, enc_hook=_range_as_list), indent=2).decode()
-
-
-def _range_as_list(value: Any) -> list[int]:
-    if isinstance(value, range):
-        return list(value)
-    raise NotImplementedError(f"{type(value)} has no JSON form")
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
 
 
 def read_job(path: Path) -> JobSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -60,12 +59,9 @@ class Term:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankPlan:
-    """The plan of the ranks that share one shape. Computed by sums over terms; never stored twice.
+    """The plan of the ranks that share one shape. Computed by sums over terms; never stored twice."""
 
-    ranks: a range where they follow each other, so that a thousand of them cost no more than one.
-    """
-
-    ranks: Sequence[int]
+    ranks: tuple[int, ...]
     terms: tuple[Term, ...]
 
     def allocated_bytes_in(self, phase: Phase) -> int:

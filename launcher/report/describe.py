@@ -111,6 +111,6 @@ def rank_range_words(ranks: Sequence[int]) -> str:
     """'rank 0', 'ranks 1-7'; the ranks of one class follow each other or are listed."""
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
-    if isinstance(ranks, range) or list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
+    if list(ranks) == list(range(ranks[0], ranks[-1] + 1)):
         return f"ranks {ranks[0]}-{ranks[-1]}"
     return "ranks " + ", ".join(str(rank) for rank in ranks)

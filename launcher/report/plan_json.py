@@ -24,7 +24,7 @@ def plans_json(plans: Sequence[MemoryPlan]) -> str:
 
 
 def _document(plan: MemoryPlan) -> dict[str, Any]:
-    document: dict[str, Any] = msgspec.to_builtins(plan, enc_hook=list)  # ranks are ranges
+    document: dict[str, Any] = msgspec.to_builtins(plan)
     document["derived"] = {
         "num_parameters": num_parameters(plan.spec),
         "world_size": plan.spec.world_size,

@@ -107,7 +107,7 @@ def test_json_is_the_frozen_plan_and_what_follows_from_it() -> None:
     value = plan(ranks=(rank_plan((0,), saves=True), rank_plan(tuple(range(1, 8)))))
     document = msgspec.json.decode(plan_json(value))
     derived = document.pop("derived")
-    assert msgspec.json.encode(msgspec.convert(document, MemoryPlan)) == msgspec.json.encode(value)
+    assert msgspec.convert(document, MemoryPlan) == value
     assert derived["num_parameters"] == 655_680
     assert derived["world_size"] == 8
     assert derived["gradient_accumulation"] == 2
