@@ -35,7 +35,8 @@ def has_mask(work: Workload) -> bool:
 def expands_keys(work: Workload) -> bool:
     """Whether keys and values are repeated up to the query heads (repeat_kv): in eager always, in sdpa with a mask
     (use_gqa_in_sdpa). Flash attention takes grouped heads as they are."""
-    return has_mask(work) and work.shape.num_attention_heads != work.shape.num_key_value_heads
+    repeats = has_mask(work) or work.practice.repeats_keys
+    return repeats and work.shape.num_attention_heads != work.shape.num_key_value_heads
 
 
 def output_is_copied(work: Workload) -> bool:

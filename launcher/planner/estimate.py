@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from launcher.models import ModelShape
 from launcher.planner.inventory import Inventory, inventory
+from launcher.planner.practice import OURS, Practice, practised
 from launcher.planner.ranks import rank_plans
 from launcher.planner.types import RankPlan, Verdict
 from launcher.planner.verdict import Need, need, verdict
@@ -33,15 +34,22 @@ class Estimate:
 
 
 class Estimator:
-    """Estimates jobs of one model; the inventory of each method is made once."""
+    """Estimates jobs of one model, run as `practice` says; the inventory of each method is made once."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, practice: Practice = OURS) -> None:
         self.shape = shape
+        self.practice = practice
         self._inventories: dict[MethodSpec, Inventory] = {}
 
     def estimate(self, spec: JobSpec) -> Estimate:
         """The answer for a job whose micro batch is chosen."""
-        work = Workload(spec=spec, shape=self.shape, inventory=self._inventory(spec), dtypes=dtypes(spec))
+        work = Workload(
+            spec=spec,
+            shape=self.shape,
+            inventory=self._inventory(spec),
+            dtypes=practised(dtypes(spec), self.practice),
+            practice=self.practice,
+        )
         ranks = rank_plans(work)
         worst = max(ranks, key=lambda rank: rank.allocated_bytes + rank.outside_bytes)
         found = need(spec, worst)

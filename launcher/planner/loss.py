@@ -2,8 +2,8 @@
 
 Materialised: transformers 5.23 loss/loss_utils.py ForCausalLMLoss takes the logits to fp32 and hands them to
 cross_entropy. In the forward pass there are the logits, their fp32 copy and the log-softmax; in the backward pass
-the log-softmax, its incoming gradient and its outgoing one. Up to transformers 4.49 a shifted contiguous fp32 copy
-came on top.
+the log-softmax, its incoming gradient and its outgoing one, and the logits again where the loop still holds them. Up
+to transformers 4.48 a shifted contiguous fp32 copy comes on top in the forward pass.
 
 Fused: Liger's linear cross entropy never holds all logits (liger-kernel 0.8 ops/fused_linear_cross_entropy.py): one
 chunk of them, the gradient of its input, and the head's gradient where the head is trained.
@@ -24,15 +24,23 @@ HF_SOURCE = "transformers 5.23 loss/loss_utils.py ForCausalLMLoss; torch 2.13 lo
 LIGER_SOURCE = "liger-kernel 0.8 ops/fused_linear_cross_entropy.py"
 
 
-def forward_bytes_per_logit(compute_bytes: int, *, shifted_copy: bool = False) -> int:
-    """Logits, their fp32 copy (none where they are fp32), log-softmax; and the shifted copy of transformers <= 4.49."""
-    upcast = FP32 if compute_bytes != FP32 else 0
-    return compute_bytes + upcast + FP32 + (FP32 if shifted_copy else 0)
+def forward_bytes_per_logit(logit_bytes: int, *, shifted_copy: bool = False) -> int:
+    """Logits, their fp32 copy (none where they are fp32), log-softmax; and the shifted copy of transformers <= 4.48."""
+    upcast = FP32 if logit_bytes != FP32 else 0
+    return logit_bytes + upcast + FP32 + (FP32 if shifted_copy else 0)
 
 
-def backward_bytes_per_logit() -> int:
-    """Log-softmax and its two gradients, when the logits themselves are gone."""
-    return 3 * FP32
+def backward_bytes_per_logit(logit_bytes: int = 0) -> int:
+    """Log-softmax and its two gradients; and logit_bytes where the loop still holds the logits themselves."""
+    return 3 * FP32 + logit_bytes
+
+
+def bytes_per_logit(work: Workload) -> int:
+    """The larger of both passes."""
+    practice = work.practice
+    held = work.logit_bytes if practice.keeps_outputs else 0
+    forward = forward_bytes_per_logit(work.logit_bytes, shifted_copy=practice.shifted_logits_copy)
+    return max(forward, backward_bytes_per_logit(held))
 
 
 def loss_terms(work: Workload) -> tuple[Term, ...]:
@@ -43,7 +51,7 @@ def loss_terms(work: Workload) -> tuple[Term, ...]:
 
 
 def _materialised(work: Workload) -> tuple[Term, ...]:
-    rate = max(forward_bytes_per_logit(work.compute_bytes), backward_bytes_per_logit())
+    rate = bytes_per_logit(work)
     logits = work.tokens * work.shape.vocab_size
     return term(
         "logits, log-softmax and gradients",
@@ -57,7 +65,7 @@ def _materialised(work: Workload) -> tuple[Term, ...]:
 
 def _soft_cap(work: Workload, logits: int) -> int:
     """Gemma 2's final soft-capping keeps its tanh."""
-    return logits * work.compute_bytes if work.shape.final_logit_softcapping else 0
+    return logits * work.logit_bytes if work.shape.final_logit_softcapping else 0
 
 
 def chunk_tokens(tokens: int, vocab_size: int, hidden_size: int) -> int:
@@ -92,7 +100,7 @@ def _head(work: Workload) -> list[Held]:
 
 def _evaluation(work: Workload) -> tuple[Term, ...]:
     """Evaluation has logits and no gradients; Liger, too, computes them there."""
-    rate = forward_bytes_per_logit(work.compute_bytes)
+    rate = forward_bytes_per_logit(work.logit_bytes, shifted_copy=work.practice.shifted_logits_copy)
     return term(
         "logits in evaluation",
         TermKind.LOGITS,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from launcher.models import ModelShape
 from launcher.planner.inventory import Inventory, State
+from launcher.planner.practice import OURS, Practice
 from launcher.precision import Dtypes, is_deepspeed
 from launcher.spec import ActivationCheckpointing, Dtype, JobSpec, MethodKind, Precision, ShardKind
 
@@ -18,6 +19,7 @@ class Workload:
     shape: ModelShape
     inventory: Inventory
     dtypes: Dtypes
+    practice: Practice = OURS
 
     @property
     def world_size(self) -> int:
@@ -44,8 +46,24 @@ class Workload:
 
     @property
     def compute_bytes(self) -> int:
-        """Bytes of one activation inside an operation."""
+        """Bytes of one activation inside an operation. A quantised layer answers in its input's dtype, which is that
+        of the residual stream (bitsandbytes 0.50 nn/modules.py Linear4bit.forward)."""
+        if self.spec.method.kind is MethodKind.QLORA and self.practice.unquantised_dtype is not None:
+            return self.residual_bytes
+        return self.matmul_bytes
+
+    @property
+    def matmul_bytes(self) -> int:
+        """Bytes of one element of what a matrix product reads: the precision's compute dtype."""
         return self.dtypes.compute.num_bytes
+
+    @property
+    def logit_bytes(self) -> int:
+        """Bytes of one logit as the head gives it: under autocast and where an engine gathers the head, in the compute
+        dtype, otherwise in the head's own."""
+        if self.spec.shard.kind is not ShardKind.DDP or self.autocasts_weights:
+            return self.matmul_bytes
+        return self._embedding_bytes
 
     @property
     def stepped_dtype(self) -> Dtype:
@@ -64,21 +82,26 @@ class Workload:
     def autocasts_weights(self) -> bool:
         """Whether fp32 parameters are cast inside each operation: mixed precision with no engine that gathers or
         holds them in the compute dtype. FSDP2 casts in the all-gather, DeepSpeed holds half precision."""
-        return self.is_mixed and self.spec.shard.kind is ShardKind.DDP
+        return self.is_mixed and self.practice.autocast and self.spec.shard.kind is ShardKind.DDP
 
     @property
     def residual_bytes(self) -> int:
-        """Bytes of one element of the residual stream. Under autocast the embedding of an fp32 model gives fp32, and
-        autocast touches neither it nor the additions (torch.amp op lists)."""
-        if self.autocasts_weights and self.spec.method.kind is MethodKind.FULL:
-            return Dtype.FLOAT32.num_bytes
-        return self.compute_bytes
+        """Bytes of one element of the residual stream: what the embedding gives. Autocast touches neither the lookup
+        nor the additions (torch.amp op lists), so an fp32 embedding gives fp32; an engine that gathers parameters
+        gives the compute dtype."""
+        return self.matmul_bytes if self.spec.shard.kind is not ShardKind.DDP else self._embedding_bytes
+
+    @property
+    def _embedding_bytes(self) -> int:
+        """Bytes of one element of the embedding, and of the head, as a rank holds them: neither is ever quantised."""
+        state = State.TRAINED if self.spec.method.kind is MethodKind.FULL else State.FROZEN
+        return self.stored_dtype(state).num_bytes
 
     @property
     def outputs_upcast(self) -> bool:
         """Whether accelerate wraps the forward pass in ConvertOutputsToFp32 (accelerate 1.15 accelerator.py,
         prepare_model: mixed precision of its own; its DeepSpeed path does not)."""
-        return self.is_mixed and not is_deepspeed(self.spec.shard.kind)
+        return self.is_mixed and self.practice.autocast and not is_deepspeed(self.spec.shard.kind)
 
     def stored_dtype(self, state: State) -> Dtype:
         """The dtype in which a rank's module holds parameters of a state; QUANTISED has none of its own."""

@@ -38,9 +38,9 @@ def _dequantised(work: Workload) -> tuple[Term, ...]:
     return term(
         "dequantised weight",
         TermKind.WORKSPACES,
-        numel * work.compute_bytes,
+        numel * work.matmul_bytes,
         (Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATION),
-        formula=f"largest layer, {numel:,} elements x {work.compute_bytes} B",
+        formula=f"largest layer, {numel:,} elements x {work.matmul_bytes} B",
         source="bitsandbytes 0.50 autograd/_functions.py MatMul4Bit",
     )
 
@@ -57,7 +57,7 @@ def _autocast_copies(work: Workload, moment: Moment) -> tuple[Term, ...]:
     backward = 0 if moment is Moment.AFTER_BLOCKS else one_block
     if moment is Moment.LAST_BLOCK and not work.checkpointing:
         backward = blocks
-    width, source = work.compute_bytes, "torch 2.13 aten/src/ATen/autocast_mode.cpp cached_cast"
+    width, source = work.matmul_bytes, "torch 2.13 aten/src/ATen/autocast_mode.cpp cached_cast"
     return term(
         "autocast weight copies",
         TermKind.WORKSPACES,

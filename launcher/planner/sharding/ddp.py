@@ -61,7 +61,7 @@ def _in_flight(work: Workload, moment: Moment) -> tuple[Term, ...]:
     group = (work.inventory.root,) if moment is Moment.AFTER_BLOCKS else work.inventory.blocks
     numel = max((p.numel for block in group for p in block.parameters if p.state.is_trained), default=0)
     is_cast = work.autocasts_weights and moment is not Moment.AFTER_BLOCKS  # an embedding is not
-    width = work.compute_bytes if is_cast else 0
+    width = work.matmul_bytes if is_cast else 0
     if work.accumulates or (work.world_size > 1 and work.spec.shard.gradient_as_bucket_view):
         width += work.gradient_bytes
     return term(

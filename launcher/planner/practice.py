@@ -1,0 +1,70 @@
+"""Practice: what a training loop and its packages do with memory that a JobSpec does not say.
+
+The default is our own job with the pinned packages, so a plan for it needs no thought of this. Another value lets the
+same formulas answer for a measurement that somebody published: an older transformers that copies the logits once
+more, a loop that keeps the model's outputs through the backward pass, peft's preparation of a quantised model.
+
+Every rule that depends on a package's version names the version and the file. None was fitted to a measurement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from launcher.spec import Dtype
+
+if TYPE_CHECKING:
+    from launcher.precision import Dtypes
+
+SHIFTED_COPY_UNTIL = (4, 48)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Practice:
+    """What a loop does beyond its JobSpec.
+
+    autocast: mixed precision runs under torch.autocast; False where a loop mixes dtypes by storing them so.
+    unquantised_dtype: frozen parameters that are not quantised; None for the compute dtype. fp32 after peft's
+    prepare_model_for_kbit_training (peft 0.13 to 0.21 utils/other.py), whose activations are then fp32, too:
+    bitsandbytes' Linear4bit answers in its input's dtype (nn/modules.py Linear4bit.forward).
+    adapter_dtype: LoRA's parameters, their gradients and moments; None for what the precision says. fp32 where
+    get_peft_model upcasts them (autocast_adapter_dtype, peft 0.12 on).
+    shifted_logits_copy: the loss copies the fp32 logits to shift them (transformers up to 4.48).
+    keeps_outputs: the loop holds the model's outputs, and so the logits, until the backward pass is over.
+    repeats_keys: keys and values are repeated to the query heads whatever the attention.
+    foreach: the optimizer steps all tensors at once and needs temporaries of their size (torch optim/adam.py
+    _multi_tensor_adam, the default of torch.optim.AdamW on CUDA); None for what the job asks for.
+    expandable_segments: the allocator grows its segments (PYTORCH_CUDA_ALLOC_CONF); torch's own default is not to.
+    """
+
+    autocast: bool = True
+    unquantised_dtype: Dtype | None = None
+    adapter_dtype: Dtype | None = None
+    shifted_logits_copy: bool = False
+    keeps_outputs: bool = False
+    repeats_keys: bool = False
+    foreach: bool | None = None
+    expandable_segments: bool = True
+
+
+OURS = Practice()
+
+
+def shifts_logits_by_copy(transformers: tuple[int, int]) -> bool:
+    """Whether ForCausalLMLoss makes a contiguous shifted copy of the fp32 logits.
+
+    Up to 4.48 it does (loss/loss_utils.py: logits[..., :-1, :].contiguous()); from 4.49 on it pads the labels.
+    """
+    return transformers <= SHIFTED_COPY_UNTIL
+
+
+def practised(dtypes: Dtypes, practice: Practice) -> Dtypes:
+    """The dtypes of a job under a practice."""
+    if practice.unquantised_dtype is not None and dtypes.frozen is not None:
+        dtypes = dataclasses.replace(dtypes, frozen=practice.unquantised_dtype)
+    if practice.adapter_dtype is not None and dtypes.frozen is not None:
+        adapter = practice.adapter_dtype
+        dtypes = dataclasses.replace(dtypes, trained=adapter, gradients=adapter, optimizer_states=adapter)
+    return dtypes
