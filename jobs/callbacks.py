@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from jobs.journal import Journal
 from jobs.memory import MemoryMeter, StepRecorder
-from jobs.stop import StopRequest, first_cause, sum_over_ranks
+from jobs.stop import StopRequest, first_cause
 from jobs.tracker import Tracker
 from jobs.trainer import JobTrainer
 from launcher.runs.records import EvalMetrics, TrainMetrics
@@ -45,8 +45,8 @@ class Schedule(TrainerCallback):
         """One all-reduce: who wants to stop, and what the step trained on."""
         trainer, train = self._trainer, self._trainer.spec.train
         cause = self._request.cause()
-        asked, rows, tokens = sum_over_ranks(
-            [float(cause is not None), float(len(trainer.step_rows)), float(trainer.step_tokens)], args.device
+        asked, rows, tokens = trainer.sum_over_ranks(
+            [float(cause is not None), float(len(trainer.step_rows)), float(trainer.step_tokens)]
         )
         self._account(int(rows), int(tokens), time.perf_counter() - trainer.step_began_s)
         is_last = state.global_step >= state.max_steps

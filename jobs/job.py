@@ -22,12 +22,14 @@ from jobs.data import Data, first_example, load_data
 from jobs.journal import Journal
 from jobs.memory import MemoryMeter
 from jobs.model import load_model, load_tokenizer
+from jobs.phases import Phases
 from jobs.sharding import accelerator_context, prepare_libraries
 from jobs.start import Start
 from jobs.stop import StopRequest
 from jobs.tracker import Tracker, open_tracker
 from jobs.trainer import JobTrainer
 from jobs.versions import installed_versions
+from launcher.planner.types import Phase
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import Finished, Started, Stopped, write_atomically, write_record
 from launcher.spec import JobSpec
@@ -36,7 +38,12 @@ FIRST_EXAMPLE_CHARACTERS = 240  # on the screen; the file has it whole
 
 
 class Job:
-    """The parts of a job and the order they go in. Every rank does the same; rank 0 also writes the records."""
+    """The parts of a job and the order they go in. Every rank does the same; rank 0 also writes the records.
+
+    jobs.tracing.job runs the same parts on fake tensors, and replaces only what reads files or needs other ranks.
+    """
+
+    trainer_class: type[JobTrainer] = JobTrainer
 
     def __init__(self, *, spec: JobSpec, run: RunFolder, start: Start, journal: Journal, request: StopRequest) -> None:
         self.spec = spec
@@ -44,6 +51,7 @@ class Job:
         self.start = start
         self.journal = journal
         self.request = request
+        self.phases = Phases()
         self.found: dict[str, Any] = {}
 
     def run_to_end(self) -> None:
@@ -54,19 +62,33 @@ class Job:
             **training_arguments(self.spec, output_dir=self.run.checkpoints, deepspeed_config=self.run.deepspeed)
         )
         self.device = arguments.device
-        self.meter = MemoryMeter(self.device)
+        self.meter = self.make_meter()
         resume_from = self.choose_checkpoint()
         self.journal.stage("load data")
-        self.tokenizer = load_tokenizer(self.spec)
-        self.data = load_data(self.spec, self.tokenizer)
-        self.show_first_example()
+        self.load_data()
         self.journal.stage("load model")
-        model = load_model(self.spec, device=self.device)
+        self.phases.enter(Phase.LOAD)
+        model = self.load_model()
         self.meter.end_phase("load")
+        self.phases.enter(Phase.WRAP)
         self.trainer = self.build_trainer(model, arguments, self.data, first_start=resume_from is None)
         del model
         output = self.train(resume_from)
         self.close(output)
+
+    def make_meter(self) -> MemoryMeter:
+        """What measures the memory of this rank."""
+        return MemoryMeter(self.device)
+
+    def load_data(self) -> None:
+        """The tokenizer, and the samples it made."""
+        self.tokenizer = load_tokenizer(self.spec)
+        self.data = load_data(self.spec, self.tokenizer)
+        self.show_first_example()
+
+    def load_model(self) -> Any:
+        """The model, ready for the Trainer."""
+        return load_model(self.spec, device=self.device)
 
     def show_first_example(self) -> None:
         """Leave the first sample with its mask where it can be seen: a wrong mask trains with exit code 0."""
@@ -109,9 +131,10 @@ class Job:
         """The trainer with the job's callbacks; it evaluates before the first step of a first start only."""
         arguments.eval_on_start = first_start and data.eval is not None
         with accelerator_context(self.spec):
-            trainer = JobTrainer(
+            trainer = self.trainer_class(
                 spec=self.spec,
                 run=self.run,
+                phases=self.phases,
                 on_checkpoint=self.complete_checkpoint,
                 model=model,
                 args=arguments,
@@ -164,7 +187,7 @@ class Job:
     def check_first_step(self) -> None:
         """The rows that the ranks took, and the optimizer's states; started.json is completed with them."""
         model = self.trainer.model_wrapped
-        self.found |= checks.distinct_rows(self.trainer.step_rows, len(self.data.train), self.spec)
+        self.check_rows()
         self.found["master_dtypes"] = checks.master_dtypes(model, self.spec)
         states = checks.optimizer_states(model, self.trainer.optimizer.optimizer, self.spec)
         num_trained = self.groups[checks.TRAINED].num_elements
@@ -172,6 +195,10 @@ class Job:
         self.found["optimizer_states"] = states
         self.found["optimizer_elements_by_rank"] = checks.gather(states["num_local_elements"])
         self.write_started()
+
+    def check_rows(self) -> None:
+        """No two ranks took the same row."""
+        self.found |= checks.distinct_rows(self.trainer.step_rows, len(self.data.train), self.spec)
 
     def write_started(self) -> None:
         """started.json: first when training may begin, once more when its first step has been checked."""
@@ -229,6 +256,7 @@ class Job:
 
     def save_result(self) -> None:
         """The adapter or the model, as plain transformers or peft loads it; its manifest last."""
+        self.phases.enter(Phase.SAVE)
         result.save(self.trainer, self.run.result, self.spec)
         self.meter.end_phase("save")
         if self.start.is_first_rank:

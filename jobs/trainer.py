@@ -14,8 +14,11 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from jobs import checkpoint
+from jobs.phases import Phases
 from jobs.sharding import set_fsdp_precision
 from jobs.stop import sum_over_ranks
+from launcher.planner.types import Phase
+from launcher.precision import is_deepspeed
 from launcher.runs.layout import RunFolder
 from launcher.spec import JobSpec, ShardKind
 
@@ -63,6 +66,7 @@ class JobTrainer(Trainer):
         *,
         spec: JobSpec,
         run: RunFolder,
+        phases: Phases,
         on_checkpoint: Callable[[Path], None],
         train_dataset: Sized,
         data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
@@ -70,6 +74,7 @@ class JobTrainer(Trainer):
     ) -> None:
         self.spec = spec
         self.run_folder = run
+        self.phases = phases
         self.on_checkpoint = on_checkpoint
         self.step_rows: list[int] = []
         self.step_tokens = 0
@@ -85,6 +90,33 @@ class JobTrainer(Trainer):
         if self.spec.shard.kind is ShardKind.FSDP:
             set_fsdp_precision(arguments["fsdp_plugin"], self.spec)
         return arguments
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        self.phases.watch_model(self.accelerator.unwrap_model(self.model_wrapped))
+        if is_deepspeed(self.spec.shard.kind):
+            self.phases.watch_engine(self.model_wrapped)
+        return prepared
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward of one micro batch."""
+        self.phases.enter(Phase.FORWARD, self.state.global_step + 1)
+        return super().training_step(*args, **kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass; backward begins where it returns."""
+        loss = super().compute_loss(*args, **kwargs)
+        self.phases.enter(Phase.BACKWARD)
+        return loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        self.phases.enter(Phase.OPTIMIZER)  # its temporaries live where the gradients are complete
+        return super()._clip_grad_norm(model)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """An evaluation over the held-out rows."""
+        self.phases.enter(Phase.EVALUATION, self.state.global_step)
+        return super().evaluate(*args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -124,7 +156,7 @@ class JobTrainer(Trainer):
                 loss = self.model(**inputs, num_items_in_batch=1)["loss"]
             loss_sum += float(loss)
             num_tokens += int(inputs["labels"][..., 1:].ne(IGNORED_LABEL).sum())
-        loss_sum, total = sum_over_ranks([loss_sum, float(num_tokens)], self.args.device)
+        loss_sum, total = self.sum_over_ranks([loss_sum, float(num_tokens)])
         return EvalLoopOutput(
             predictions=None,  # type: ignore[arg-type]
             label_ids=None,
@@ -133,6 +165,7 @@ class JobTrainer(Trainer):
         )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.phases.enter(Phase.SAVE)
         folder = self.run_folder.checkpoints / f"{checkpoint.PREFIX}{self.state.global_step}"
         if self.is_world_process_zero() and folder.exists():
             checkpoint.discard(folder)  # what an interrupted attempt left behind
@@ -150,6 +183,10 @@ class JobTrainer(Trainer):
         state = self.model.state_dict() if state_dict is None else state_dict
         state = without_tied_copies(state, self.accelerator.unwrap_model(self.model).all_tied_weights_keys)
         super()._save(output_dir, {name: _cast(tensor, self.saved_dtype) for name, tensor in state.items()})
+
+    def sum_over_ranks(self, values: list[float]) -> list[float]:
+        """The sum of each value over all ranks."""
+        return sum_over_ranks(values, self.args.device)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -36,6 +36,7 @@ JOBS_MAY_IMPORT = {
     "launcher.spec",
     "launcher.units",
     "launcher.precision",
+    "launcher.planner.types",
     "launcher.datafile",
     "launcher.runs.layout",
     "launcher.runs.records",
