@@ -168,12 +168,13 @@ def adapted_modules(block: Block) -> dict[str, Held]:
 def adapter_bytes(work: Workload, adapted: dict[str, Held]) -> int:
     """LoRA's extra saved inputs: for A its input, for B the output of A.
 
-    Adapters in fp32 under autocast cast the input first, so each keeps a copy of its own in the compute dtype;
-    adapters in the compute dtype keep the input itself, which the layers of one group share. With dropout each keeps
-    its own dropped-out copy and the mask (peft 0.21 tuners/lora/layer.py Linear.forward).
+    Adapters in fp32 under autocast cast the input first, so each keeps a copy of its own in the compute dtype; without
+    autocast the copy is in their own dtype. Adapters in the dtype of their input keep the input itself, which the
+    layers of one group share. With dropout each keeps its own dropped-out copy and the mask (peft 0.21
+    tuners/lora/layer.py Linear.forward).
     """
-    width = work.compute_bytes
-    own_copy = work.autocasts_weights or bool(work.spec.method.dropout)
+    width = work.adapter_input_bytes
+    own_copy = work.autocasts_weights or width != work.compute_bytes or bool(work.spec.method.dropout)
     mask = _dropout_mask_bytes(work) if work.spec.method.dropout else 0
     shared: set[str] = set()
     total = 0

@@ -1,8 +1,8 @@
 """Bytes of optimizer state for the tensors that an optimizer steps.
 
 AdamW: exp_avg and exp_avg_sq in the dtype of the stepped tensor, and a fp32 step counter per tensor (torch 2.13
-optim/adamw.py through adam.py, fused). The fused kernel makes no temporary copies; the foreach one would need as
-much again as the tensors it steps (torch optim/optimizer.py, _default_to_fused_or_foreach).
+optim/adamw.py through adam.py, fused). The fused kernel makes no temporary copies; the foreach one has the roots of
+all second moments at once (torch optim/adam.py _multi_tensor_adam, torch._foreach_sqrt), as large as one moment.
 
 8-bit AdamW: one byte per element and moment, an fp32 absmax per block of 256 elements and moment; tensors under
 4096 elements keep fp32 moments; two 256-entry fp32 maps are shared by all (bitsandbytes 0.50 optim/optimizer.py,
@@ -29,6 +29,11 @@ QUANTILE_MAPS_BYTES = 2 * 256 * 4
 def adamw_bytes(numel: int, dtype: Dtype) -> int:
     """Both moments and the step counter of one tensor."""
     return MOMENTS * numel * dtype.num_bytes + STEP_BYTES
+
+
+def foreach_bytes(optimizer: Optimizer, numel: int, dtype: Dtype) -> int:
+    """Temporaries of the foreach AdamW, for all the elements it steps; the 8-bit kernels have none."""
+    return numel * dtype.num_bytes if optimizer is Optimizer.ADAMW else 0
 
 
 def adamw_8bit_bytes(numel: int) -> int:

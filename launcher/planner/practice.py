@@ -29,6 +29,9 @@ class Practice:
     unquantised_dtype: frozen parameters that are not quantised; None for the compute dtype. fp32 after peft's
     prepare_model_for_kbit_training (peft 0.13 to 0.21 utils/other.py), whose activations are then fp32, too:
     bitsandbytes' Linear4bit answers in its input's dtype (nn/modules.py Linear4bit.forward).
+    norm_dtype: the norms of a quantised model; None for that of the other unquantised parameters. fp32 beside a bf16
+    embedding and head after trl's peft_module_casting_to_bf16 (trl 0.11 to 0.13 trainer/utils.py). A norm answers in
+    its weight's dtype, and with it every layer of the block.
     adapter_dtype: LoRA's parameters, their gradients and moments; None for what the precision says. fp32 where
     get_peft_model upcasts them (autocast_adapter_dtype, peft 0.12 on).
     shifted_logits_copy: the loss copies the fp32 logits to shift them (transformers up to 4.48).
@@ -41,12 +44,18 @@ class Practice:
 
     autocast: bool = True
     unquantised_dtype: Dtype | None = None
+    norm_dtype: Dtype | None = None
     adapter_dtype: Dtype | None = None
     shifted_logits_copy: bool = False
     keeps_outputs: bool = False
     repeats_keys: bool = False
     foreach: bool | None = None
     expandable_segments: bool = True
+
+    @property
+    def block_dtype(self) -> Dtype | None:
+        """What a quantised model's norms hand to its blocks; None for the compute dtype."""
+        return self.norm_dtype or self.unquantised_dtype
 
 
 OURS = Practice()

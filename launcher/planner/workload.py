@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from launcher.models import ModelShape
+from launcher.planner.constants import Constants, listed_constants
 from launcher.planner.inventory import Inventory, State
 from launcher.planner.practice import OURS, Practice
 from launcher.precision import Dtypes, is_deepspeed
@@ -20,6 +21,7 @@ class Workload:
     inventory: Inventory
     dtypes: Dtypes
     practice: Practice = OURS
+    constants: Constants = field(default_factory=listed_constants)
 
     @property
     def world_size(self) -> int:
@@ -40,6 +42,11 @@ class Workload:
         return self.spec.train.activation_checkpointing is ActivationCheckpointing.FULL
 
     @property
+    def steps_by_foreach(self) -> bool:
+        """Whether the optimizer needs temporaries as large as what it steps."""
+        return bool(self.practice.foreach)
+
+    @property
     def accumulates(self) -> bool:
         """Whether gradients of an earlier forward pass are alive in the next."""
         return self.spec.gradient_accumulation > 1
@@ -48,14 +55,22 @@ class Workload:
     def compute_bytes(self) -> int:
         """Bytes of one activation inside an operation. A quantised layer answers in its input's dtype, which is that
         of the residual stream (bitsandbytes 0.50 nn/modules.py Linear4bit.forward)."""
-        if self.spec.method.kind is MethodKind.QLORA and self.practice.unquantised_dtype is not None:
-            return self.residual_bytes
+        if self.spec.method.kind is MethodKind.QLORA and self.practice.block_dtype is not None:
+            return self.practice.block_dtype.num_bytes
         return self.matmul_bytes
 
     @property
     def matmul_bytes(self) -> int:
         """Bytes of one element of what a matrix product reads: the precision's compute dtype."""
         return self.dtypes.compute.num_bytes
+
+    @property
+    def adapter_input_bytes(self) -> int:
+        """Bytes of one element of what LoRA's matrices read: under autocast and beside an engine in the compute dtype,
+        otherwise in their own (peft 0.21 tuners/tuners_utils.py _cast_input_dtype)."""
+        if self.spec.shard.kind is not ShardKind.DDP or self.autocasts_weights:
+            return self.matmul_bytes
+        return self.dtypes.trained.num_bytes
 
     @property
     def logit_bytes(self) -> int:
@@ -88,8 +103,10 @@ class Workload:
     def residual_bytes(self) -> int:
         """Bytes of one element of the residual stream: what the embedding gives. Autocast touches neither the lookup
         nor the additions (torch.amp op lists), so an fp32 embedding gives fp32; an engine that gathers parameters
-        gives the compute dtype."""
-        return self.matmul_bytes if self.spec.shard.kind is not ShardKind.DDP else self._embedding_bytes
+        gives the compute dtype. A quantised model's blocks add what their norms' dtype makes of it."""
+        if self.spec.shard.kind is not ShardKind.DDP:
+            return self.matmul_bytes
+        return max(self._embedding_bytes, self.compute_bytes)
 
     @property
     def _embedding_bytes(self) -> int:

@@ -8,6 +8,7 @@ that zero_grad frees nothing, and each new gradient exists beside its bucket for
 from __future__ import annotations
 
 from launcher.planner import optimizer
+from launcher.planner.foreach import foreach_term
 from launcher.planner.gradients import Moment, gradient_terms, numel_with_gradients
 from launcher.planner.inventory import State
 from launcher.planner.outside import managed_term
@@ -84,4 +85,4 @@ def _optimizer_states(work: Workload) -> tuple[Term, ...]:
         FROM_FIRST_STEP,
         formula=f"2 moments x {work.inventory.trained_numel:,} elements ({kind})",
         source=optimizer.SOURCES[kind],
-    ) + managed_term(work, tensors)
+    ) + managed_term(work, tensors) + foreach_term(work, work.inventory.trained_numel)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from launcher.models import Role
 from launcher.planner import optimizer, quantisation
+from launcher.planner.foreach import foreach_term
 from launcher.planner.gradients import Moment, gradient_terms, with_gradients
 from launcher.planner.inventory import Block, Held, State
 from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, term
@@ -187,7 +188,7 @@ def _optimizer_states(work: Workload, rank: int) -> tuple[Term, ...]:
         FROM_FIRST_STEP,
         formula=f"2 moments x {local:,} elements ({kind})",
         source=optimizer.SOURCES[kind],
-    )
+    ) + foreach_term(work, local)
 
 
 def is_tied(work: Workload) -> bool:

@@ -1,0 +1,168 @@
+"""From a case to the job that the planner is asked about, and the practice it ran under."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.devices import listed_devices
+from launcher.planner.practice import Practice
+from launcher.precision import COMPUTE
+from launcher.shards import shard_defaults
+from launcher.spec import (
+    ClusterKind,
+    ClusterSpec,
+    DataSpec,
+    DeviceSpec,
+    Dtype,
+    JobSpec,
+    LoraBias,
+    MethodKind,
+    MethodSpec,
+    ModelSpec,
+    Precision,
+    Program,
+    QuantType,
+    Schedule,
+    ShardKind,
+    TrackerKind,
+    TrackerSpec,
+    TrainSpec,
+)
+
+from . import reading
+from .cases import Case
+from .models import find_config
+from .practices import practice_of
+from .reading import Sharding, Unmodelled
+
+# fms-acceleration scripts/benchmarks/scenarios.yaml: every LoRA scenario.
+FMS_DROPOUT = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What the planner is asked."""
+
+    spec: JobSpec
+    practice: Practice
+    sharding: Sharding
+
+
+def job_of(case: Case) -> Job:
+    """The job of a case; raises Unmodelled with the reason."""
+    reading.refuse_foreign(case)
+    config = find_config(str(case.row.get("model", "")))
+    if config is None:
+        raise Unmodelled(f"the architecture is not known: {case.row.get('model')}")
+    method, sharding = reading.read_method(case), reading.read_sharding(case)
+    precision, loss = reading.read_precision(case, method, sharding), reading.read_loss(case)
+    spec = JobSpec(
+        model=_model(case, dict(config)),
+        method=_method(case, method, precision, sharding.kind),
+        shard=dataclasses.replace(
+            shard_defaults(sharding.kind, config["hidden_size"], on_cuda=True), offload=reading.read_offload(case)
+        ),
+        data=DataSpec(name="measured", path=None, eval_path=None, eval_fraction=0.0, max_samples=None),
+        train=_train(case, precision, loss),
+        device=card_of(case) or ANY_CARD,
+        cluster=ClusterSpec(kind=ClusterKind.LOCAL),
+        tracker=TrackerSpec(kind=TrackerKind.NONE, project=None),
+        program=Program.TORCHRUN,
+        gpus_per_node=reading.read_count(case, "n_gpus"),
+        nodes=1,
+    )
+    return Job(spec=spec, practice=practice_of(case, method, sharding, precision, loss), sharding=sharding)
+
+
+ANY_CARD = DeviceSpec(
+    name="any",
+    kind="cuda",
+    memory_bytes=None,
+    compute_capability=(8, 0),
+    memory_bandwidth_bytes_per_s=None,
+    source="a card that conf/device does not list",
+)
+
+
+def card_of(case: Case) -> DeviceSpec | None:
+    """The listed card that the row ran on: its family by name, its size by the figure in the name where there is one."""
+    text = case.text("hardware").replace("-", " ")
+    words = text.replace("/", " ").split()
+    families = [card for card in listed_devices() if card.name.split("-")[0].removeprefix("rtx") in words]
+    sizes = [card for card in families if f"{card.name.rpartition('-')[2].removesuffix('g')}gb" in text]
+    if sizes:
+        return sizes[0]
+    return families[-1] if families and not any("gb" in word for word in words if word[:1].isdigit()) else (
+        families[0] if len(families) == 1 else None
+    )
+
+
+def _model(case: Case, config: dict[str, Any]) -> ModelSpec:
+    return ModelSpec(
+        name=str(case.row["model"]),
+        source="path",
+        hub_id=None,
+        revision=None,
+        license="unknown",
+        gated=False,
+        path=".",
+        config=config,
+    )
+
+
+def _method(case: Case, kind: MethodKind, precision: Precision, shard: ShardKind) -> MethodSpec:
+    if kind is MethodKind.FULL:
+        return MethodSpec(kind=kind)
+    dropout = reading.read_dropout(case)
+    if dropout is None:
+        dropout = FMS_DROPOUT if case.group == "fms" else 0.0
+    rank = reading.read_count(case, "lora_rank")
+    found = MethodSpec(
+        kind=kind,
+        rank=rank,
+        alpha=2.0 * rank,
+        dropout=dropout,
+        targets=reading.read_targets(case),
+        bias=LoraBias.NONE,
+    )
+    if kind is MethodKind.LORA:
+        return found
+    compute = COMPUTE[precision]
+    return dataclasses.replace(
+        found,
+        quant_type=QuantType.FP4 if "fp4" in case.text("quant") else QuantType.NF4,
+        double_quant=reading.read_double_quant(case),
+        compute_dtype=compute,
+        storage_dtype=compute if shard is ShardKind.FSDP else Dtype.UINT8,
+    )
+
+
+def _train(case: Case, precision: Precision, loss: Any) -> TrainSpec:
+    micro_batch = reading.read_count(case, "micro_batch")
+    num_sequences = micro_batch * reading.read_count(case, "n_gpus") * reading.read_accumulation(case)
+    return TrainSpec(
+        epochs=1.0,
+        max_steps=None,
+        global_batch=num_sequences,
+        micro_batch=micro_batch,
+        sequence_length=reading.read_count(case, "seq_len"),
+        packing=False,
+        precision=precision,
+        optimizer=reading.read_optimizer(case),
+        learning_rate=1e-4,
+        weight_decay=0.0,
+        schedule=Schedule.CONSTANT,
+        warmup_ratio=0.0,
+        max_grad_norm=1.0,
+        activation_checkpointing=reading.read_checkpointing(case),
+        attention=reading.read_attention(case),
+        loss=loss,
+        log_every_steps=1,
+        eval_every_steps=None,
+        save_every_steps=None,
+        keep_checkpoints=1,
+        dataloader_workers=0,
+        seed=0,
+    )
