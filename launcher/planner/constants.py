@@ -1,28 +1,51 @@
-"""Amounts that no formula gives, in one table with where each comes from.
+"""Amounts that no formula gives, by card and versions, each with where it comes from.
 
-A row is used only for what its basis says: 'measured' by this project, 'published' by the named source, or
-'assumed' where nobody has published a figure that fits.
+They stand in data/constants.yaml. What `fitlaunch calibrate` measured on a host is taken before them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from launcher.units import MIB
+import yaml
+
+from launcher.spec import DeviceSpec
+
+TABLE = Path(__file__).parent / "data" / "constants.yaml"
 
 
 class Basis(StrEnum):
+    """How an amount is known: measured by this project or its user, published by someone else, or assumed."""
+
     MEASURED = "measured"
     PUBLISHED = "published"
     ASSUMED = "assumed"
 
 
+class Key(StrEnum):
+    """The amounts there are. Those that begin with num_ are counts, all others bytes."""
+
+    CUDA_CONTEXT = "cuda_context_bytes"
+    CUBLAS_WORKSPACE = "cublas_workspace_bytes"
+    NCCL_BASE = "nccl_base_bytes"
+    NCCL_CHANNELS = "num_nccl_channels"
+    NVLS_CHANNELS = "num_nvls_channels"
+    NCCL_COMMUNICATORS = "nccl_communicators_bytes"
+    CUDA_HOST = "cuda_host_bytes"
+    CPU_PROCESS = "cpu_process_bytes"
+    CPU_DEEPSPEED = "cpu_deepspeed_bytes"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constant:
-    """Bytes with their provenance."""
+    """An amount with its provenance."""
 
-    size_bytes: int
+    amount: int
     basis: Basis
     source: str
 
@@ -32,55 +55,103 @@ class Constant:
         return f"{self.basis}: {self.source}"
 
 
-# The CPU process: the peak RSS of jobs.train less its allocator's peak, in eleven runs on two ranks (torch 2.13.0+cpu,
-# transformers 5.23.0, deepspeed 0.19.8, x86-64, one thread): 572 to 745 MiB with tiny models, 832 with SmolLM2-135M.
-# 480 MiB of it is there after the imports. The largest counts: a plan that errs low lets the kernel kill the job.
-CPU_PROCESS = Constant(
-    size_bytes=832 * MIB,
-    basis=Basis.MEASURED,
-    source="peak RSS less allocated bytes of jobs.train on two CPU ranks, the largest of eleven runs",
-)
-CPU_DEEPSPEED = Constant(
-    size_bytes=25 * MIB, basis=Basis.MEASURED, source="psutil, growth when deepspeed 0.19.8 is imported"
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class When:
+    """What an entry is for; what is None does not matter.
 
-CUDA_CONTEXT = Constant(
-    size_bytes=481 * MIB,
-    basis=Basis.PUBLISHED,
-    source="0.47 GiB with lazy loading, A100, torch 2.1.1: ml-engineering training/performance README",
-)
-CUDA_CONTEXT_TURING = Constant(
-    size_bytes=147_718_144,
-    basis=Basis.PUBLISHED,
-    source="140.875 MiB, process less reserved, T4, torch 2.10: fitcheck-llm 0.3.1 data/measurements",
-)
-NCCL_COMMUNICATOR = Constant(
-    size_bytes=616 * MIB,
-    basis=Basis.PUBLISHED,
-    source="544-688 MB per communicator on 4xA100: github.com/NVIDIA/nccl issue 964, middle of the range",
-)
-CUBLAS_WORKSPACE_HOPPER = Constant(
-    size_bytes=32 * MIB,
-    basis=Basis.PUBLISHED,
-    source="torch 2.13 aten/src/ATen/cuda/CublasHandlePool.cpp, compute capability 9.0, 10.0 and 12.0",
-)
-CUBLAS_WORKSPACE = Constant(
-    size_bytes=8_519_680,
-    basis=Basis.PUBLISHED,
-    source="torch 2.13 aten/src/ATen/cuda/CublasHandlePool.cpp: 2 x 4096 KiB + 8 x 16 KiB",
-)
+    gpus: names of cards without their size ('a100'). num_ranks: of one node, and where no entry has the job's own
+    number, the next larger one counts, then the largest.
+    """
 
-HOPPER_MAJORS = (9, 10, 12)
-TURING = (7, 5)
+    kind: str | None = None
+    gpus: tuple[str, ...] | None = None
+    compute_capability: tuple[int, int] | None = None
+    majors: tuple[int, ...] | None = None
+    num_ranks: int | None = None
+
+    def matches(self, device: DeviceSpec) -> bool:
+        """Whether an entry is for this device."""
+        capability = device.compute_capability
+        return (
+            (self.kind is None or self.kind == device.kind)
+            and (self.gpus is None or card_family(device.name) in self.gpus)
+            and (self.compute_capability is None or self.compute_capability == capability)
+            and (self.majors is None or (capability is not None and capability[0] in self.majors))
+        )
+
+    @property
+    def precision(self) -> int:
+        """How narrow the condition is: a card before its capability, that before its major version."""
+        return 4 * (self.gpus is not None) + 2 * (self.compute_capability is not None) + (self.majors is not None)
 
 
-def cuda_context(compute_capability: tuple[int, int] | None) -> Constant:
-    """The driver's context for one process; the larger figure for every card but Turing, for want of others."""
-    return CUDA_CONTEXT_TURING if compute_capability == TURING else CUDA_CONTEXT
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One line of the table. priority: 0 for the table itself, more for what was measured on the user's hosts."""
+
+    constant: Constant
+    when: When = field(default_factory=When)
+    priority: int = 0
 
 
-def cublas_workspace(compute_capability: tuple[int, int] | None) -> Constant:
-    """torch's cuBLAS workspace, held in its allocator per handle and stream; the larger where the card is unknown."""
-    if compute_capability is None or compute_capability[0] in HOPPER_MAJORS:
-        return CUBLAS_WORKSPACE_HOPPER
-    return CUBLAS_WORKSPACE
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """Every amount with all its entries."""
+
+    entries: Mapping[Key, tuple[Entry, ...]]
+
+    def find(self, key: Key, device: DeviceSpec, *, num_ranks: int | None = None) -> Constant | None:
+        """The most specific entry for a device; None where there is none. The later of two equal ones counts."""
+        best: tuple[tuple[int, int, int], Constant] | None = None
+        for entry in self.entries.get(key, ()):
+            if entry.when.matches(device):
+                rank = (entry.priority, entry.when.precision, -_distance(entry.when.num_ranks, num_ranks))
+                if best is None or rank >= best[0]:
+                    best = (rank, entry.constant)
+        return None if best is None else best[1]
+
+    def get(self, key: Key, device: DeviceSpec) -> Constant:
+        """The most specific entry for a device, of an amount that has one for every device."""
+        found = self.find(key, device)
+        assert found is not None, f"{TABLE} has no {key} for {device.name}"
+        return found
+
+    def joined(self, more: Mapping[Key, tuple[Entry, ...]]) -> Constants:
+        """These and more entries."""
+        keys = {*self.entries, *more}
+        return Constants({key: (*self.entries.get(key, ()), *more.get(key, ())) for key in keys})
+
+
+def _distance(measured: int | None, wanted: int | None) -> int:
+    """How far a measured number of ranks is from the wanted one; too few counts for more than too many."""
+    if measured is None or wanted is None:
+        return 0
+    return measured - wanted if measured >= wanted else (wanted - measured) * 1_000
+
+
+def card_family(name: str) -> str:
+    """A listed card's name without its size: 'a100-80g' is an a100."""
+    head, _, size = name.rpartition("-")
+    return head if head and size.endswith("g") and size[:-1].isdigit() else name
+
+
+@cache
+def listed_constants() -> Constants:
+    """The table as it is shipped."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    found: dict[str, list[dict[str, Any]]] = yaml.load(TABLE.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506
+    return Constants({Key(key): tuple(map(_entry, lines)) for key, lines in found.items()})
+
+
+def _entry(line: dict[str, Any]) -> Entry:
+    when = line.get("when", {})
+    capability = when.get("compute_capability")
+    constant = Constant(amount=line["amount"], basis=Basis(line["basis"]), source=line["source"])
+    return Entry(
+        constant=constant,
+        when=When(
+            gpus=tuple(when["gpu"]) if "gpu" in when else None,
+            compute_capability=None if capability is None else (capability[0], capability[1]),
+            majors=tuple(when["major"]) if "major" in when else None,
+        ),
+    )

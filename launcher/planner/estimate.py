@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launcher.models import ModelShape
+from launcher.planner.constants import Constants, listed_constants
 from launcher.planner.inventory import Inventory, inventory
 from launcher.planner.practice import OURS, Practice, practised
 from launcher.planner.ranks import rank_plans
@@ -34,22 +36,31 @@ class Estimate:
 
 
 class Estimator:
-    """Estimates jobs of one model, run as `practice` says; the inventory of each method is made once."""
+    """Estimates jobs of one model, run as `practice` says; the inventory of each method is made once.
 
-    def __init__(self, shape: ModelShape, practice: Practice = OURS) -> None:
+    constants: what no formula gives; those that the project ships where none are named.
+    """
+
+    def __init__(self, shape: ModelShape, practice: Practice = OURS, constants: Constants | None = None) -> None:
         self.shape = shape
         self.practice = practice
+        self.constants = listed_constants() if constants is None else constants
         self._inventories: dict[MethodSpec, Inventory] = {}
 
-    def estimate(self, spec: JobSpec) -> Estimate:
-        """The answer for a job whose micro batch is chosen."""
-        work = Workload(
+    def workload(self, spec: JobSpec) -> Workload:
+        """What the formulas read of a job whose micro batch is chosen."""
+        return Workload(
             spec=spec,
             shape=self.shape,
             inventory=self._inventory(spec),
             dtypes=practised(dtypes(spec), self.practice),
             practice=self.practice,
+            constants=self.constants,
         )
+
+    def estimate(self, spec: JobSpec) -> Estimate:
+        """The answer for a job whose micro batch is chosen."""
+        work = self.workload(spec)
         ranks = rank_plans(work)
         worst = max(ranks, key=lambda rank: rank.allocated_bytes + rank.outside_bytes)
         found = need(spec, worst)
@@ -63,18 +74,20 @@ class Estimator:
         """
         if spec.train.micro_batch is not None:
             return self.estimate(spec)
-        smallest = self.estimate(spec.with_micro_batch(1))
-        if not smallest.fits:
-            return smallest
-        choices = micro_batches(spec)
-        found, low, high = smallest, 0, len(choices) - 1
+        return self.largest(spec, micro_batches(spec)) or self.estimate(spec.with_micro_batch(1))
+
+    def largest(self, spec: JobSpec, sizes: Sequence[int]) -> Estimate | None:
+        """The answer with the largest of some micro batches, smallest first, that fits; None when none does."""
+        found: Estimate | None = None
+        low, high = -1, len(sizes) - 1
+        middle = 0  # most jobs that fit at all were given room: the smallest decides first
         while low < high:  # memory grows with the micro batch: bisect
-            middle = (low + high + 1) // 2
-            tried = self.estimate(spec.with_micro_batch(choices[middle]))
+            tried = self.estimate(spec.with_micro_batch(sizes[middle]))
             if tried.fits:
                 found, low = tried, middle
             else:
                 high = middle - 1
+            middle = (low + high + 1) // 2
         return found
 
     def _inventory(self, spec: JobSpec) -> Inventory:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from launcher.models import model_shape
 from launcher.planner import host
 from launcher.planner.cards import smallest_card
+from launcher.planner.constants import Constants
 from launcher.planner.estimate import Estimator
 from launcher.planner.fit import suggestions
 from launcher.planner.types import MemoryPlan, Verdict
@@ -15,13 +16,14 @@ from launcher.spec import DeviceSpec, JobSpec
 INSTRUMENT = "closed form"
 
 
-def make_plan(spec: JobSpec, cards: Sequence[DeviceSpec]) -> MemoryPlan:
+def make_plan(spec: JobSpec, cards: Sequence[DeviceSpec], constants: Constants | None = None) -> MemoryPlan:
     """Plan a job. Its micro batch is chosen where it is None: the largest that fits the device and divides a rank's
     share of the global batch; 1 where none fits or no card is named.
 
     cards: those to look through for the smallest that would hold a job that has no card, or does not fit its own.
+    constants: with what was calibrated; those that the project ships otherwise.
     """
-    estimator = Estimator(model_shape(spec.model.config))
+    estimator = Estimator(model_shape(spec.model.config), constants=constants)
     found = estimator.best(spec)
     proposed = suggestions(estimator, spec, found) if found.verdict in UNSURE else ()
     wanted = found.verdict is Verdict.NO_CARD or (found.verdict is Verdict.DOES_NOT_FIT and not proposed)
@@ -49,6 +51,6 @@ def make_plan(spec: JobSpec, cards: Sequence[DeviceSpec]) -> MemoryPlan:
 UNSURE = (Verdict.TOO_CLOSE, Verdict.DOES_NOT_FIT)
 
 
-def cheapest_equivalent(plan: MemoryPlan) -> tuple[str, ...] | None:
-    """The overrides of the first suggestion that leaves the training as it is; None where there is none."""
-    return next((found.overrides for found in plan.suggestions if not found.changes_training), None)
+def equivalents(plan: MemoryPlan) -> tuple[tuple[str, ...], ...]:
+    """The overrides of the suggestions that leave the training as it is, the cheapest first."""
+    return tuple(found.overrides for found in plan.suggestions if not found.changes_training)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launcher.models import Role
-from launcher.planner.constants import cublas_workspace
+from launcher.planner.constants import Key
 from launcher.planner.gradients import Moment
 from launcher.planner.inventory import Held, State
 from launcher.planner.terms import FROM_FIRST_STEP, term
@@ -21,11 +21,11 @@ def workspace_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
 def _cublas(work: Workload) -> tuple[Term, ...]:
     if not work.on_cuda:
         return ()
-    constant = cublas_workspace(work.spec.device.compute_capability)
+    constant = work.constants.get(Key.CUBLAS_WORKSPACE, work.spec.device)
     return term(
         "cuBLAS workspace",
         TermKind.WORKSPACES,
-        constant.size_bytes,
+        constant.amount,
         FROM_FIRST_STEP,
         formula="one handle and stream",
         source=constant.provenance,
