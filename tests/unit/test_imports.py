@@ -37,6 +37,7 @@ JOBS_MAY_IMPORT = {
     "launcher.units",
     "launcher.precision",
     "launcher.planner.types",
+    "launcher.planner.tracing.events",
     "launcher.datafile",
     "launcher.runs.layout",
     "launcher.runs.records",

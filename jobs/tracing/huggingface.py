@@ -1,0 +1,80 @@
+"""transformers on fake tensors (5.23): what it decides by looking at values, and its loading of weights without any.
+
+transformers.masking_utils asks whether a mask or position_ids are "traced" and takes another path for fake tensors,
+with a mask of sequence x sequence and repeated keys. Here it is told that nothing is traced, and what it would have
+read from the data comes from the job: batches have no padding mask, and are packed or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from jobs.tracing.target import Target
+from launcher.spec import ModelSpec
+
+
+def install(target: Target) -> None:
+    """Decide as for real data."""
+    from transformers import masking_utils
+
+    for name in ("is_tracing", "fast_all", "find_packed_sequence_indices"):
+        assert hasattr(masking_utils, name), f"transformers.masking_utils.{name} is gone"
+    find_packed = masking_utils.find_packed_sequence_indices
+
+    def find_packed_sequence_indices(position_ids: torch.Tensor) -> torch.Tensor | None:
+        found = find_packed(position_ids)  # its temporaries are those of a run
+        return found if target.spec.train.packing else None
+
+    masking_utils.is_tracing = lambda _tensor=None: False
+    masking_utils.fast_all = lambda _mask: True
+    masking_utils.find_packed_sequence_indices = find_packed_sequence_indices
+
+
+def read_shapes(model: ModelSpec, options: dict[str, Any]) -> Any:
+    """jobs.model.read_weights without files: from_pretrained itself, given weights that have a shape and no data.
+
+    Its loading is in the calling thread (HF_DEACTIVATE_ASYNC_LOAD, set in jobs.trace): fake tensors belong to a thread.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**model.config)
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    weights = Weights(model_class, config)
+    return model_class.from_pretrained(None, config=config, state_dict=weights, **options)
+
+
+class Slice:
+    """What safetensors gives for a tensor in a file: read, on the host, only when indexed."""
+
+    def __init__(self, shape: torch.Size, dtype: torch.dtype) -> None:
+        self._shape = shape
+        self._dtype = dtype
+
+    def get_shape(self) -> list[int]:
+        return list(self._shape)
+
+    def __getitem__(self, _index: Any) -> torch.Tensor:
+        return torch.empty(self._shape, dtype=self._dtype, device="cpu")
+
+
+class Weights(dict[str, Slice]):
+    """The state dict of a checkpoint, under the names of the model itself."""
+
+    def __init__(self, model_class: Any, config: Any) -> None:
+        from torch.utils._python_dispatch import _disable_current_modes
+        from transformers.initialization import no_init_weights
+
+        with _disable_current_modes(), torch.device("meta"), no_init_weights():
+            skeleton = model_class._from_config(config)
+        tied: Mapping[str, str] = skeleton.all_tied_weights_keys
+        dtype = getattr(torch, str(config.dtype).removeprefix("torch.")) if config.dtype else torch.bfloat16
+        super().__init__(_slices(skeleton.state_dict(), tied, dtype))
+
+
+def _slices(state: Mapping[str, torch.Tensor], tied: Mapping[str, str], dtype: torch.dtype) -> Iterator[Any]:
+    for name, tensor in state.items():
+        if name not in tied:  # a checkpoint has tied weights once
+            yield name, Slice(tensor.shape, dtype if tensor.is_floating_point() else tensor.dtype)

@@ -1,0 +1,207 @@
+"""jobs.job.Job on fake tensors. What reads files, or needs the other ranks' data, is replaced; nothing else is.
+
+The job's own checks run too: that the model really is wrapped, sharded and in the planned dtypes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.data import SequentialSampler
+from transformers.trainer_utils import TrainOutput
+
+from jobs.collate import Collator
+from jobs.data import Counts, Data
+from jobs.job import Job
+from jobs.journal import Journal
+from jobs.memory import MemoryMeter
+from jobs.model import load_model
+from jobs.prompt import IGNORED
+from jobs.start import Start
+from jobs.stop import StopRequest
+from jobs.tracing import categories
+from jobs.tracing.huggingface import read_shapes
+from jobs.tracing.recorder import Recorder
+from jobs.tracing.target import Target
+from jobs.trainer import NUM_TOKENS, ROW, JobTrainer
+from launcher.planner.types import Phase
+from launcher.runs.layout import RunFolder
+from launcher.spec import JobSpec, TrackerKind, TrackerSpec
+
+# One step makes the optimizer's states and the libraries' buffers, the next has them from its beginning.
+NUM_STEPS = 2
+# Gradients of an earlier micro batch are alive in every later one alike.
+MOST_MICRO_BATCHES = 2
+
+
+def traced_spec(spec: JobSpec) -> JobSpec:
+    """The job as it is traced: two steps of at most two micro batches, and nothing kept."""
+    micro_batches = min(spec.gradient_accumulation, MOST_MICRO_BATCHES)
+    train = dataclasses.replace(
+        spec.train,
+        max_steps=NUM_STEPS,
+        global_batch=spec.micro_batch * spec.world_size * micro_batches,
+        eval_every_steps=None,
+        save_every_steps=None,
+        dataloader_workers=0,
+    )
+    return dataclasses.replace(spec, train=train, tracker=TrackerSpec(kind=TrackerKind.NONE, project=None))
+
+
+class Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Samples of equal length: the longest that the job takes. Packed ones have the positions of several."""
+
+    column_names = ("input_ids", "labels")
+
+    def __init__(self, num_rows: int, *, length: int, packed: bool) -> None:
+        self._num_rows = num_rows
+        self._row: dict[str, list[int]] = {"input_ids": [1] * length, "labels": [1] * length}
+        if packed:
+            half = length // 2
+            self._row["position_ids"] = [*range(half), *range(length - half)]
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self._num_rows:
+            raise IndexError(index)
+        return dict(self._row)
+
+
+class TracedTrainer(JobTrainer):
+    """The job's trainer; batches become fake, and sums over ranks are this rank's times their number."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        # The order of rows decides nothing here, and a shuffled one is drawn from a tensor.
+        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)  # type: ignore[arg-type]
+
+    def sum_over_ranks(self, values: list[float]) -> list[float]:
+        """The same collective, whose result nobody could know."""
+        super().sum_over_ranks(values)
+        return [value * self.args.world_size for value in values]
+
+
+class FakeBatches:
+    """A collator whose batches are fake tensors, but for the rows' numbers and counts, which the job reads."""
+
+    def __init__(self, collator: Any) -> None:
+        self._collator = collator
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        with _disable_current_modes():
+            batch = self._collator(rows)
+        return {
+            name: tensor if name in (ROW, NUM_TOKENS) else torch.empty_like(tensor) for name, tensor in batch.items()
+        }
+
+
+class TracedJob(Job):
+    """One rank's job until its last step, recorded."""
+
+    trainer_class = TracedTrainer
+
+    def __init__(self, *, target: Target, run: RunFolder, recorder: Recorder) -> None:
+        start = Start(
+            attempt=1,
+            plan_hash="",
+            launcher=None,
+            rank=target.rank,
+            local_rank=target.local_rank,
+            world_size=target.world_size,
+        )
+        super().__init__(
+            spec=traced_spec(target.spec),
+            run=run,
+            start=start,
+            journal=Journal(run=run, start=start),
+            request=StopRequest(run.stop_file(start.attempt)),
+        )
+        self.recorder = recorder
+        self.phases.listen(self._begin)
+
+    def _begin(self, phase: Phase, step: int) -> None:
+        """A phase begins: what the last one has left is what it is now."""
+        trainer = getattr(self, "trainer", None)
+        if trainer is not None:
+            self._categorise(trainer)
+        self.recorder.mark(phase, step)
+
+    def _categorise(self, trainer: JobTrainer) -> None:
+        parameters = list(trainer.model_wrapped.parameters())
+        categories.note_parameters(self.recorder, parameters, self.spec)
+        categories.note_gradients(self.recorder, parameters)
+        if trainer.optimizer is not None:
+            categories.note_optimizer_states(self.recorder, trainer.optimizer)
+
+    def make_meter(self) -> MemoryMeter:
+        """One that measures nothing: there is nothing to measure."""
+        return NoMeter(self.device)
+
+    def choose_checkpoint(self) -> Path | None:
+        """Every traced job begins anew."""
+        self.resumed_from_step = None
+        return None
+
+    def load_data(self) -> None:
+        """Rows of the full sequence length, enough for every step of every rank."""
+        train = self.spec.train
+        rows = Rows(train.global_batch * NUM_STEPS, length=train.sequence_length, packed=train.packing)
+        self.tokenizer = None
+        flatten = train.packing and train.attention.value == "flash_attention_2"
+        self.data = Data(
+            train=rows,  # type: ignore[arg-type]
+            eval=None,
+            collator=Collator(pad_id=IGNORED, max_length=train.sequence_length, flatten=flatten),
+            counts=Counts(
+                num_train=len(rows),
+                num_eval=0,
+                num_truncated=0,
+                num_dropped=0,
+                num_train_tokens=len(rows) * train.sequence_length,
+                num_learned_tokens=len(rows) * train.sequence_length,
+            ),
+            has_template=True,
+        )
+
+    def load_model(self) -> Any:
+        """The model with weights that have a shape and no data."""
+        return load_model(self.spec, device=self.device, read=read_shapes)
+
+    def build_trainer(self, *args: Any, **kwargs: Any) -> JobTrainer:
+        """The trainer, its batches fake."""
+        trainer = super().build_trainer(*args, **kwargs)
+        trainer.data_collator = FakeBatches(trainer.data_collator)
+        trainer.plain_collator = FakeBatches(trainer.plain_collator)
+        return trainer
+
+    def check_rows(self) -> None:
+        """Which rows the other ranks took cannot be asked of them."""
+
+    def write_started(self) -> None:
+        """There is no run to keep a record of."""
+
+    def close(self, output: TrainOutput) -> None:
+        """The last step is over."""
+        del output
+
+
+class NoMeter(MemoryMeter):
+    """Takes no measurements."""
+
+    def __init__(self, _device: torch.device) -> None: ...
+
+    @property
+    def is_cpu(self) -> bool:
+        """Not in the sense of a step to be recorded."""
+        return False
+
+    def end_phase(self, phase: str) -> None:
+        """Nothing: the recorder has its own marks."""
+
+    def note_step(self, allocated_bytes: int) -> None:
+        """Nothing."""

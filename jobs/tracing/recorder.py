@@ -1,0 +1,294 @@
+"""Records what a program does to memory: every storage that is made and freed, in order, with its stream and operation.
+
+A TorchDispatchMode on top of FakeTensorMode sees each operation and the tensors it returns; a finaliser on each new
+storage sees it go. Sizes are those of the fake storages, which are the real ones.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from launcher.planner.tracing.events import Event, Kind, Label, Mark
+from launcher.planner.types import Phase, TermKind
+
+aten = torch.ops.aten
+
+ScratchBytes = Callable[[Any, tuple[Any, ...], dict[str, Any]], int]
+"""Bytes that an operation holds while it runs and frees before it returns, given it and its arguments."""
+
+
+@dataclass(slots=True)
+class Block:
+    """A storage that is, or was, alive. shape is its first tensor's."""
+
+    number: int
+    size_bytes: int
+    stream: int
+    operation: str
+    shape: tuple[int, ...]
+    phase: Phase | None
+    category: TermKind | None = None
+
+
+@dataclass(slots=True)
+class Stream:
+    """The events of one device."""
+
+    events: list[tuple[Kind, int, int, int]] = field(default_factory=list)  # kind, block, bytes, stream; mark: number
+    allocated_bytes: int = 0
+    peak_bytes: int = 0
+
+
+class Recorder(TorchDispatchMode):
+    """Records the storages of `device`, and those of the host beside it where the device is not the host.
+
+    current_stream: tells the number of the stream in use. scratch_bytes: see ScratchBytes.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        *,
+        current_stream: Callable[[], int] = lambda: 0,
+        scratch_bytes: ScratchBytes = lambda *_: 0,
+    ) -> None:
+        super().__init__()
+        self.device = device
+        self.main = Stream()
+        self.host = Stream() if device != "cpu" else None
+        self.blocks: list[Block] = [Block(0, 0, 0, "", (), None)]
+        self.marks: list[Mark] = []
+        self.phase: Phase | None = None
+        self.answers: Counter[str] = Counter()
+        self.num_operations = 0
+        self._numbers = WeakIdKeyDictionary()
+        self._alive: dict[int, int] = {}
+        self._is_host: set[int] = set()
+        self._pinned: set[int] = set()
+        self._current_stream = current_stream
+        self._scratch_bytes = scratch_bytes
+
+    # What the program tells
+
+    def mark(self, phase: Phase, step: int) -> None:
+        """A phase begins."""
+        self.phase = phase
+        self.marks.append(Mark(phase=phase.value, step=step))
+        for stream in self._streams():
+            stream.events.append((Kind.MARK, 0, 0, len(self.marks) - 1))
+
+    def empty_cache(self) -> None:
+        """torch.cuda.empty_cache() was called."""
+        self.main.events.append((Kind.EMPTY_CACHE, 0, 0, 0))
+
+    def hold(self, name: str, size_bytes: int, category: TermKind) -> None:
+        """Memory that a library takes from the allocator and keeps, with no tensor to show for it."""
+        block = self._new_block(name, size_bytes, (), category)
+        self._allocate(block.number, size_bytes, block.stream)
+
+    def track(self, tensor: Any, operation: str) -> None:
+        """Note the storage of a tensor that no recorded operation made; nothing where it is known already."""
+        for part in flat_tensors(tensor):
+            self._note(part, operation)
+
+    def resized(self, storage: torch.UntypedStorage, size_bytes: int) -> None:
+        """A storage was resized in place, which no operation shows."""
+        number = self._numbers.get(storage)
+        if number is not None:
+            self._resize(number, size_bytes)
+
+    def pin(self, tensor: torch.Tensor) -> None:
+        """A host tensor is page-locked."""
+        number = self._numbers.get(tensor.untyped_storage())
+        if number is not None:
+            self._pinned.add(number)
+
+    def categorise(self, tensors: Iterable[Any], category: TermKind) -> None:
+        """Say what the storages of some tensors are; the first word about a storage counts."""
+        for tensor in tensors:
+            for part in flat_tensors(tensor):
+                number = self._numbers.get(part.untyped_storage())
+                if number is not None and self.blocks[number].category is None:
+                    self.blocks[number].category = category
+
+    # What torch tells
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return self._answer(args[0])
+        if func is aten.equal.default and isinstance(args[0], FakeTensor):
+            self._note_answer("whether two tensors are equal", "yes")
+            return True
+        scratch = self._scratch_bytes(func, args, kwargs)
+        result = func(*args, **kwargs)
+        self.num_operations += 1
+        name = func._schema.name if hasattr(func, "_schema") else str(func)
+        if scratch:
+            # Between the outputs' allocation and the return: the kernel holds both.
+            self._note_all(result, name)
+            self._workspace(name, scratch)
+        else:
+            self._note_all(result, name)
+        return result
+
+    # Answers to what only data could tell
+
+    def _answer(self, tensor: FakeTensor) -> bool | int | float:
+        """The value of a tensor. Zero is what flags of overflow have in a healthy step; counts are at least one."""
+        if tensor.constant is not None:
+            return tensor.constant.item()  # type: ignore[no-any-return]
+        dtype = tensor.dtype
+        value: bool | int | float
+        if dtype is torch.bool:
+            value = False
+        elif dtype.is_floating_point:
+            value = 0.0
+        else:
+            value = 0 if dtype is torch.uint8 else 1
+        self._note_answer(f"a {str(dtype).removeprefix('torch.')}", str(value))
+        return value
+
+    def _note_answer(self, what: str, answer: str) -> None:
+        self.answers[f"{_asker()} asked for {what}: answered {answer}"] += 1
+
+    # The stream of events
+
+    def _streams(self) -> tuple[Stream, ...]:
+        return (self.main,) if self.host is None else (self.main, self.host)
+
+    def _stream_of(self, number: int) -> Stream:
+        if number in self._is_host:
+            assert self.host is not None
+            return self.host
+        return self.main
+
+    def _note_all(self, result: Any, operation: str) -> None:
+        if isinstance(result, torch.Tensor):
+            self.track(result, operation)
+        elif isinstance(result, (list, tuple)):
+            for part in result:
+                self._note_all(part, operation)
+
+    def _note(self, tensor: torch.Tensor, operation: str) -> None:
+        kind = tensor.device.type
+        if kind != self.device and (self.host is None or kind != "cpu"):
+            return
+        storage = tensor.untyped_storage()
+        size_bytes = storage.nbytes()
+        number = self._numbers.get(storage)
+        if number is not None:
+            self._resize(number, size_bytes)
+            return
+        block = self._new_block(operation, size_bytes, tuple(tensor.shape), None)
+        self._numbers[storage] = block.number
+        if kind != self.device:
+            self._is_host.add(block.number)
+            block.stream = 0
+        finaliser = weakref.finalize(storage, self._release, block.number)
+        finaliser.atexit = False
+        self._allocate(block.number, size_bytes, block.stream)
+
+    def _new_block(self, operation: str, size_bytes: int, shape: tuple[int, ...], category: TermKind | None) -> Block:
+        block = Block(len(self.blocks), size_bytes, self._current_stream(), operation, shape, self.phase, category)
+        self.blocks.append(block)
+        return block
+
+    def _allocate(self, number: int, size_bytes: int, stream: int) -> None:
+        self._alive[number] = size_bytes
+        if not size_bytes:
+            return
+        into = self._stream_of(number)
+        into.events.append((Kind.ALLOCATE, number, size_bytes, stream))
+        into.allocated_bytes += size_bytes
+        into.peak_bytes = max(into.peak_bytes, into.allocated_bytes)
+
+    def _free(self, number: int) -> None:
+        size_bytes = self._alive[number]
+        if not size_bytes:
+            return
+        into = self._stream_of(number)
+        into.events.append((Kind.FREE, number, size_bytes, self.blocks[number].stream))
+        into.allocated_bytes -= size_bytes
+
+    def _release(self, number: int) -> None:
+        if number in self._alive:
+            self._free(number)
+            del self._alive[number]
+
+    def _resize(self, number: int, size_bytes: int) -> None:
+        if self._alive[number] == size_bytes:
+            return
+        self._free(number)
+        self.blocks[number].stream = 0 if number in self._is_host else self._current_stream()
+        self._allocate(number, size_bytes, self.blocks[number].stream)
+
+    def _workspace(self, operation: str, size_bytes: int) -> None:
+        block = self._new_block(operation, size_bytes, (), TermKind.WORKSPACES)
+        self.main.events.append((Kind.WORKSPACE, block.number, size_bytes, block.stream))
+        self.main.peak_bytes = max(self.main.peak_bytes, self.main.allocated_bytes + size_bytes)
+
+    # The result
+
+    def labelled(self, category_of: Callable[[Block], TermKind]) -> tuple[tuple[Label, ...], list[Event], list[Event]]:
+        """Labels, the device's events and the host's, for a Trace."""
+        labels: dict[Label, int] = {Label(operation="", category=TermKind.ACTIVATIONS.value): 0}
+        of_block = [0] * len(self.blocks)
+        for block in self.blocks[1:]:
+            label = Label(operation=block.operation, category=category_of(block).value)
+            of_block[block.number] = labels.setdefault(label, len(labels))
+        pinned = self._pinned
+
+        def written(stream: Stream, *, is_host: bool) -> list[Event]:
+            return [
+                Event(kind, label=extra)
+                if kind is Kind.MARK
+                else Event(
+                    kind,
+                    0 if kind is Kind.WORKSPACE else number,
+                    size_bytes,
+                    (1 if number in pinned else 0) if is_host else extra,
+                    of_block[number],
+                )
+                for kind, number, size_bytes, extra in stream.events
+            ]
+
+        host = written(self.host, is_host=True) if self.host is not None else []
+        return tuple(labels), written(self.main, is_host=False), host
+
+
+def flat_tensors(tensor: Any) -> Iterable[torch.Tensor]:
+    """The plain tensors that a tensor consists of: a DTensor's shard, a subclass' parts, or itself."""
+    if not isinstance(tensor, torch.Tensor):
+        return
+    if not isinstance(tensor, FakeTensor) and hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from flat_tensors(getattr(tensor, name))
+        return
+    yield tensor
+
+
+def _asker() -> str:
+    """File, line and function of the first frame outside torch and this module: who wants to know."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if f"{torch.__name__}/" not in name.replace("\\", "/") and name != __file__:
+            break
+        frame = frame.f_back  # type: ignore[assignment]
+    if frame is None:
+        return "torch"
+    parts = frame.f_code.co_filename.replace("\\", "/").split("/")
+    return f"{'/'.join(parts[-2:])}:{frame.f_lineno} {frame.f_code.co_name}"

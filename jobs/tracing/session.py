@@ -1,0 +1,97 @@
+"""One trace from beginning to end: everything replaced, checked, the job run, the recording put into a Trace."""
+
+from __future__ import annotations
+
+import os
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+from launcher.planner.tracing.events import Trace
+from launcher.runs.layout import RunFolder
+from launcher.spec import JobSpec, ShardKind, to_json
+
+MASTER_PORT = "29500"  # named, never opened: the process group is fake
+
+
+def set_environment(spec: JobSpec, rank: int) -> None:
+    """What torchrun and the launcher would have set for this rank; before any library is imported."""
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank % spec.gpus_per_node),
+        GROUP_RANK=str(rank // spec.gpus_per_node),
+        WORLD_SIZE=str(spec.world_size),
+        LOCAL_WORLD_SIZE=str(spec.gpus_per_node),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=MASTER_PORT,
+        CUDA_VISIBLE_DEVICES="",
+        HF_HUB_OFFLINE="1",
+        HF_DEACTIVATE_ASYNC_LOAD="1",  # fake tensors belong to the thread that makes them
+        TOKENIZERS_PARALLELISM="false",
+        DS_ACCELERATOR=spec.device.kind,
+    )
+
+
+def record(spec: JobSpec, rank: int) -> Trace:
+    """Trace one rank of a job in this process, which is of no use for anything else afterwards."""
+    began_s = time.perf_counter()
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from jobs.tracing import (
+        attention,
+        autocast,
+        cuda_runtime,
+        ddp,
+        fake_cuda,
+        fake_tensors,
+        huggingface,
+        kernels,
+        process_group,
+        selftest,
+    )
+    from jobs.tracing.categories import category_of
+    from jobs.tracing.job import NUM_STEPS, TracedJob
+    from jobs.tracing.recorder import Recorder
+    from jobs.tracing.target import Target
+    from jobs.versions import installed_versions
+
+    target = Target(spec=spec, rank=rank)
+    recorder = Recorder(target.device_type)
+    notes: list[str] = []
+    if target.on_cuda:
+        fake_cuda.install()
+        cuda_runtime.install(target, lambda: recorder)
+        attention.install(target)
+        autocast.install()
+        recorder = Recorder(
+            "cuda", current_stream=cuda_runtime.current_stream_number, scratch_bytes=kernels.scratch_bytes
+        )
+    fake_tensors.install(lambda: recorder)
+    process_group.install(target)
+    huggingface.install(target)
+    if spec.shard.kind is ShardKind.DDP:
+        ddp.install(notes.append)
+    selftest.run(target)
+    with tempfile.TemporaryDirectory(prefix="fitlaunch-trace-") as folder:
+        run = RunFolder(Path(folder))
+        run.job.write_text(to_json(spec))
+        job = TracedJob(target=target, run=run, recorder=recorder)
+        with FakeTensorMode(allow_non_fake_inputs=True), recorder:
+            job.run_to_end()
+    labels, events, host_events = recorder.labelled(category_of(spec))
+    asked = (f"{answer} ({count}x)" for answer, count in sorted(recorder.answers.items()))
+    return Trace(
+        device=target.device_type,
+        rank=rank,
+        world_size=spec.world_size,
+        num_steps=NUM_STEPS,
+        labels=labels,
+        marks=tuple(recorder.marks),
+        events=events,
+        host_events=host_events,
+        versions=installed_versions(),
+        assumptions=(*notes, *asked),
+        wall_s=time.perf_counter() - began_s,
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
