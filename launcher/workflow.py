@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,13 @@ from rich.console import Console
 
 from launcher.compose import make_spec
 from launcher.devices import listed_devices
-from launcher.errors import DoesNotFit
+from launcher.errors import DoesNotFit, InputError
 from launcher.host import Host
-from launcher.planner.plan import cheapest_equivalent, make_plan
+from launcher.planner.plan import equivalents, make_plan
 from launcher.planner.types import MemoryPlan, Verdict
 from launcher.report.plan_json import plan_json
 from launcher.report.plan_table import show_plan
-from launcher.spec import Fit, Mode, PlanFormat
+from launcher.spec import Fit, JobSpec, Mode, PlanFormat
 
 Conf = Mapping[str, Any]
 Compose = Callable[[Sequence[str]], Conf]
@@ -50,9 +51,9 @@ def prepare(overrides: Sequence[str], compose: Compose, host: Host) -> Prepared:
     plan = make_plan(make_spec(conf, host), listed_devices())
     applied: tuple[str, ...] = ()
     if conf["fit"] == Fit.AUTO and plan.verdict is Verdict.DOES_NOT_FIT:
-        applied = cheapest_equivalent(plan) or ()
-        if applied:
-            plan = make_plan(make_spec(compose(applied), host), listed_devices())
+        applied, spec = _first_that_runs(equivalents(plan), compose, host)
+        if spec is not None:
+            plan = make_plan(spec, listed_devices())
     return Prepared(
         overrides=tuple(overrides),
         plan=plan,
@@ -63,6 +64,16 @@ def prepare(overrides: Sequence[str], compose: Compose, host: Host) -> Prepared:
         runs_dir=Path(conf["runs_dir"]).expanduser().absolute(),
         applied=applied,
     )
+
+
+def _first_that_runs(
+    choices: Sequence[tuple[str, ...]], compose: Compose, host: Host
+) -> tuple[tuple[str, ...], JobSpec | None]:
+    """The first of several ways that this host can run: a plan may propose what needs a package it lacks."""
+    for overrides in choices:
+        with contextlib.suppress(InputError):
+            return overrides, make_spec(compose(overrides), host)
+    return (), None
 
 
 def show_prepared(prepared: Prepared, console: Console) -> None:

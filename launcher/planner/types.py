@@ -93,10 +93,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suggestion:
-    """A change that makes the job fit, already planned. overrides are ready for the command line."""
+    """A change that makes the job fit, already planned. overrides are ready for the command line.
+
+    time_ratio: the estimated time for a token of training, beside that of the job as asked for if it did fit.
+    """
 
     overrides: tuple[str, ...]
     process_bytes: int
+    time_ratio: float
     changes_training: bool
     note: str
 

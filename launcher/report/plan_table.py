@@ -260,13 +260,22 @@ def _show_suggestions(suggestions: Sequence[Suggestion], console: Console) -> No
     for group, effect in ((same, "the same training"), (other, "another training")):
         if not group:
             continue
-        table = columns("wrw")
+        table = columns("wrrw", ("", "process", "time, about", ""))
         if console.is_terminal:
             table.columns[0].width = command_width(group, console.width)
         for suggestion in group:
             command = Text(shlex.join(suggestion.overrides), style="bold")
-            table.add_row(command, format_bytes(suggestion.process_bytes), suggestion.note)
-        show(console, heading("What would fit", f"{effect}; add to the command line"), indented(table))
+            time = ratio_words(suggestion.time_ratio)
+            table.add_row(command, format_bytes(suggestion.process_bytes), time, suggestion.note)
+        detail = f"{effect}, its time estimated; add to the command line"
+        show(console, heading("What would fit", detail), indented(table))
+
+
+def ratio_words(ratio: float) -> str:
+    """An estimated time beside another: '1.3x', 'same', '12x'. It is not known better than to a tenth."""
+    if 0.95 <= ratio < 1.05:
+        return "same"
+    return f"{ratio:.0f}x" if ratio >= 9.95 else f"{max(ratio, 0.1):.1f}x"
 
 
 def command_width(suggestions: Sequence[Suggestion], num_columns: int) -> int:
@@ -274,5 +283,5 @@ def command_width(suggestions: Sequence[Suggestion], num_columns: int) -> int:
     commands = [shlex.join(suggestion.overrides) for suggestion in suggestions]
     longest_word = max(len(word) for command in commands for word in command.split())
     note = min(max(len(suggestion.note) for suggestion in suggestions), LEAST_NOTE_WIDTH)
-    beside = len("  " + "  1023.99 GiB  ") + note
+    beside = len("  " + "  1023.99 GiB  " + "time, about  ") + note
     return min(max(map(len, commands)), max(longest_word, num_columns - beside))

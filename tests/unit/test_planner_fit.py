@@ -13,8 +13,10 @@ from launcher.paths import conf_dir
 from launcher.planner import host
 from launcher.planner.cards import can_compute
 from launcher.planner.estimate import Estimator
-from launcher.planner.fit import DEFAULT_LORA, can_shard, suggestions
-from launcher.planner.plan import cheapest_equivalent, make_plan
+from launcher.planner.fit import suggestions
+from launcher.planner.fit.altering import DEFAULT_LORA
+from launcher.planner.fit.equivalent import can_shard
+from launcher.planner.plan import equivalents, make_plan
 from launcher.planner.types import MemoryPlan, Verdict
 from launcher.spec import DeviceSpec, JobSpec, MethodKind, Offload, ShardKind
 from launcher.units import GIB
@@ -113,7 +115,7 @@ def test_what_keeps_the_training_comes_first() -> None:
     found = plan(spec)
     assert found.suggestions[0].overrides == ("train.micro_batch=2",)
     assert not estimate(spec.with_micro_batch(4)).fits
-    assert cheapest_equivalent(found) == ("train.micro_batch=2",)
+    assert equivalents(found)[0] == ("train.micro_batch=2",)
 
 
 def test_nothing_cheaper_is_repeated_with_more() -> None:
@@ -127,7 +129,7 @@ def test_a_fitting_job_needs_no_suggestions() -> None:
     assert found.verdict is Verdict.FITS
     assert found.suggestions == ()
     assert found.smallest_card is None
-    assert cheapest_equivalent(found) is None
+    assert equivalents(found) == ()
 
 
 def test_hopeless_job_names_the_smallest_card() -> None:
@@ -159,9 +161,6 @@ def test_sharding_rules() -> None:
     assert not can_shard(eight_bit, ShardKind.FSDP, Offload.NONE)
     assert not can_shard(eight_bit, ShardKind.ZERO3, Offload.OPTIMIZER)
     assert can_shard(eight_bit, ShardKind.ZERO3, Offload.NONE)
-    pure = job(precision="bf16_pure", gpus=2)
-    assert not can_shard(pure, ShardKind.ZERO2, Offload.NONE)
-    assert can_shard(pure, ShardKind.FSDP, Offload.NONE)
     alone = job()
     assert not can_shard(alone, ShardKind.FSDP, Offload.NONE)
     assert can_shard(alone, ShardKind.FSDP, Offload.ALL)

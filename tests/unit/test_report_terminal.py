@@ -27,6 +27,7 @@ SMALL_CARD = spec(device=dataclasses.replace(RTX4090, memory_bytes=12 * GIB))
 LONG = Suggestion(
     overrides=("shard=zero3", "shard.offload=all", "train.micro_batch=1", "train.activation_checkpointing=full"),
     process_bytes=4 * GIB,
+    time_ratio=1.62,
     changes_training=False,
     note="zero3, parameters and optimizer states in host RAM",
 )

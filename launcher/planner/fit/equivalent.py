@@ -1,0 +1,120 @@
+"""Changes that leave the training as it is: the same global batch, the same loss, the same optimizer.
+
+A sharding keeps its own rules: FSDP2 offloads parameters and states together, ZeRO-2 states only, and 8-bit AdamW runs
+under neither FSDP2 nor offload.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from launcher.planner.fit.change import Change, resharded, with_train
+from launcher.spec import (
+    ActivationCheckpointing,
+    JobSpec,
+    Loss,
+    Offload,
+    Optimizer,
+    Program,
+    ShardKind,
+)
+
+
+def settings(spec: JobSpec, hidden_size: int) -> Iterator[tuple[Change, ...]]:
+    """Every combination of equivalent changes, beginning with none of them; the micro batch is not among them."""
+    choices = (_checkpointing(spec), _losses(spec), _shardings(spec, hidden_size))
+    for chosen in itertools.product(*((None, *options) for options in choices)):
+        yield tuple(change for change in chosen if change is not None)
+
+
+def smaller_micro_batch(size: int) -> Change:
+    """A smaller micro batch than the one asked for; accumulation makes up the global batch."""
+    return Change(
+        overrides=(f"train.micro_batch={size}",),
+        note=f"micro batch {size}, more accumulation",
+        apply=lambda job: job.with_micro_batch(size),
+    )
+
+
+def _checkpointing(spec: JobSpec) -> tuple[Change, ...]:
+    full = ActivationCheckpointing.FULL
+    if spec.train.activation_checkpointing is full:
+        return ()
+    return (
+        Change(
+            overrides=(f"train.activation_checkpointing={full}",),
+            note="activations are recomputed",
+            apply=lambda job: with_train(job, activation_checkpointing=full),
+        ),
+    )
+
+
+LOSSES = {Loss.CHUNKED: "logits of a few tokens at a time", Loss.FUSED_LINEAR: "no logits (needs liger-kernel)"}
+
+
+def _losses(spec: JobSpec) -> tuple[Change, ...]:
+    if spec.train.loss is not Loss.CROSS_ENTROPY:
+        return ()
+    return tuple(
+        Change(
+            overrides=(f"train.loss={loss}",),
+            note=note,
+            apply=lambda job, loss=loss: with_train(job, loss=loss),  # type: ignore[misc]
+        )
+        for loss, note in LOSSES.items()
+        if can_lose(spec, loss)
+    )
+
+
+def can_lose(spec: JobSpec, loss: Loss) -> bool:
+    """Whether a loss goes with the rest of a job: Liger's is CUDA's, and the chunked one leaves out a router's."""
+    if loss is Loss.FUSED_LINEAR:
+        return spec.device.kind == "cuda"
+    return not spec.model.config.get("output_router_logits")
+
+
+SHARDINGS = (
+    (ShardKind.ZERO2, Offload.NONE),
+    (ShardKind.FSDP, Offload.NONE),
+    (ShardKind.ZERO3, Offload.NONE),
+    (ShardKind.ZERO2, Offload.OPTIMIZER),
+    (ShardKind.ZERO3, Offload.OPTIMIZER),
+    (ShardKind.FSDP, Offload.ALL),
+    (ShardKind.ZERO3, Offload.ALL),
+)
+OFFLOADED = {Offload.OPTIMIZER: "optimizer states", Offload.ALL: "parameters and optimizer states"}
+
+
+def _shardings(spec: JobSpec, hidden_size: int) -> tuple[Change, ...]:
+    """Every other sharding and offload that the job's other choices allow."""
+    return tuple(
+        sharding(spec, kind, offload, hidden_size)
+        for kind, offload in SHARDINGS
+        if (kind, offload) != (spec.shard.kind, spec.shard.offload) and can_shard(spec, kind, offload)
+    )
+
+
+def sharding(spec: JobSpec, kind: ShardKind, offload: Offload, hidden_size: int) -> Change:
+    """The change to a sharding and an offload."""
+    return Change(
+        overrides=shard_overrides(spec, kind, offload),
+        note=f"{kind}" + (f", {OFFLOADED[offload]} in host RAM" if offload in OFFLOADED else ""),
+        apply=lambda job: resharded(job, kind, offload, hidden_size),
+    )
+
+
+def can_shard(spec: JobSpec, kind: ShardKind, offload: Offload) -> bool:
+    """Whether a sharding goes with the rest of a job."""
+    eight_bit = spec.train.optimizer is not Optimizer.ADAMW
+    if offload is Offload.NONE and spec.world_size == 1:
+        return False
+    if offload is not Offload.NONE and (eight_bit or spec.device.kind == "cpu"):
+        return False
+    return not (kind is ShardKind.FSDP and (eight_bit or spec.program is Program.DEEPSPEED))
+
+
+def shard_overrides(spec: JobSpec, kind: ShardKind, offload: Offload) -> tuple[str, ...]:
+    """What to type for a sharding and an offload, where they differ from the job's."""
+    wanted = (f"shard={kind}",) if kind is not spec.shard.kind else ()
+    return (*wanted, f"shard.offload={offload}") if offload is not spec.shard.offload else wanted

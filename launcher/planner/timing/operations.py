@@ -1,0 +1,115 @@
+"""Floating-point operations and memory traffic of one pass (forward, recomputation, backward) on one rank.
+
+A product of T tokens with a matrix of n elements is 2 T n operations forward; backward it is as many for the gradient
+of its input, and as many again for that of the matrix where the matrix is trained (Kaplan et al., arXiv:2001.08361,
+section 2.1). Attention adds two products of every token with every other (PaLM, arXiv:2204.02311, appendix B); kernels
+that know the causal mask do half of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.models import Role
+from launcher.planner.inventory import Block, Held, State
+from launcher.planner.workload import Workload
+from launcher.spec import CHUNK_TOKENS, Attention, Loss, MethodKind, Optimizer
+
+PRODUCTS = (Role.LINEAR, Role.ROUTER, Role.EXPERT, Role.ADAPTER)
+NF4_BYTES = 0.5
+# Written and read around cross entropy: the bf16 logits (written, read), their fp32 copy (written, read), the
+# log-softmax (written, read), its gradient (written, read) and that of the logits (written, cast to bf16).
+LOSS_BYTES_PER_LOGIT = 2 + 2 + 4 + 4 + 4 + 4 + 4 + 4 + 2
+# Liger: bf16 logits written, read twice by the kernel that leaves their gradient in their place, and read again.
+FUSED_BYTES_PER_LOGIT = 2 + 2 + 2 + 2 + 2
+# Parameter, gradient and two moments read, parameter and moments written.
+STEP_BYTES = {Optimizer.ADAMW: 7, Optimizer.ADAMW_8BIT: 3, Optimizer.PAGED_ADAMW_8BIT: 3}
+STATE_BYTES = {Optimizer.ADAMW: 0, Optimizer.ADAMW_8BIT: 4, Optimizer.PAGED_ADAMW_8BIT: 4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operations:
+    """Operations of one pass. recomputed: what activation checkpointing and the chunked loss run a second time."""
+
+    blocks: float
+    head: float
+    recomputed: float
+    trained: float
+
+    @property
+    def total(self) -> float:
+        """Forward, recomputation, the gradients of all inputs and those of what is trained."""
+        return 2 * (self.blocks + self.head) + self.recomputed + self.trained
+
+
+def operations(work: Workload) -> Operations:
+    """The operations of one pass of a micro batch."""
+    products = sum(block.copies * _active_numel(work, block, trained=False) for block in work.inventory.blocks)
+    trained = sum(block.copies * _active_numel(work, block, trained=True) for block in work.inventory.blocks)
+    head = work.shape.vocab_size * work.shape.hidden_size
+    trained += head if work.spec.method.kind is MethodKind.FULL else 0
+    blocks = 2.0 * work.tokens * products + _attention(work)
+    logits = 2.0 * work.tokens * head
+    return Operations(
+        blocks=blocks,
+        head=logits,
+        recomputed=(blocks if work.checkpointing else 0.0) + (logits if work.spec.train.loss is Loss.CHUNKED else 0.0),
+        trained=2.0 * work.tokens * trained,
+    )
+
+
+def _active_numel(work: Workload, block: Block, *, trained: bool) -> float:
+    """Elements that a token meets in one block: of the experts, only those it is sent to."""
+    share = work.shape.num_experts_per_tok / work.shape.num_experts if work.shape.num_experts else 1.0
+    return sum(
+        parameter.numel * (share if _is_of_experts(parameter) else 1.0)
+        for parameter in block.parameters
+        if parameter.role in PRODUCTS and (parameter.state.is_trained or not trained)
+    )
+
+
+def _is_of_experts(parameter: Held) -> bool:
+    return parameter.role is Role.EXPERT or ".experts." in parameter.name
+
+
+def _attention(work: Workload) -> float:
+    """Scores and weighted values of all layers; eager attention computes the masked half too."""
+    shape, length = work.shape, work.spec.train.sequence_length
+    seen: float = length if work.spec.train.attention is Attention.EAGER else length / 2
+    if shape.sliding_window is not None and work.spec.train.attention is not Attention.EAGER:
+        seen = min(seen, shape.sliding_window)
+    return 4.0 * work.tokens * seen * shape.num_attention_heads * shape.head_dim * shape.num_layers
+
+
+def dequantised_bytes(work: Workload) -> float:
+    """4-bit weights are read and written out in the compute dtype for each product: forward, again where blocks are
+    recomputed, and backward (bitsandbytes 0.50 autograd/_functions.py MatMul4Bit)."""
+    times = 3 if work.checkpointing else 2
+    return times * work.inventory.numel(State.QUANTISED) * (NF4_BYTES + work.matmul_bytes)
+
+
+def loss_bytes(work: Workload) -> float:
+    """Memory traffic of the loss, the first reading of the head aside."""
+    logits = float(work.tokens * work.shape.vocab_size)
+    match work.spec.train.loss:
+        case Loss.FUSED_LINEAR:
+            # Liger goes through the tokens in about V / H chunks: what a trained head's gradient gathers is fp32.
+            chunks = max(1.0, work.shape.vocab_size / work.shape.hidden_size)
+            return logits * FUSED_BYTES_PER_LOGIT + _rereads_of_head(work, chunks, products=2)
+        case Loss.CHUNKED:
+            return logits * LOSS_BYTES_PER_LOGIT + _rereads_of_head(work, work.tokens / CHUNK_TOKENS, products=3)
+        case Loss.CROSS_ENTROPY:
+            return logits * LOSS_BYTES_PER_LOGIT
+
+
+def _rereads_of_head(work: Workload, chunks: float, *, products: int) -> float:
+    """The head is read for every product of every chunk, and a trained head's gradient read and written as often."""
+    head = float(work.shape.vocab_size * work.shape.hidden_size)
+    trained = 2 * 4 if work.spec.method.kind is MethodKind.FULL else 0
+    return max(0.0, chunks - 1) * head * (products * work.matmul_bytes + trained)
+
+
+def step_bytes(work: Workload, numel: float) -> float:
+    """Memory traffic of AdamW over `numel` elements on the device."""
+    kind, width = work.spec.train.optimizer, work.dtypes.optimizer_states.num_bytes
+    return numel * (STEP_BYTES[kind] * width + STATE_BYTES[kind])
