@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 
 from launcher.precision import COMPUTE, is_deepspeed
-from launcher.render.deepspeed import deepspeed_config
 from launcher.render.environment import DROPPED_PREFIXES, HostFacts
 from launcher.render.environment import environment as planned_environment
 from launcher.render.types import LaunchPlan
+from launcher.render.zero_config import deepspeed_config
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import Event, Started, read_record
 from launcher.spec import (

@@ -7,10 +7,11 @@ from pathlib import Path
 from launcher.errors import InputError, Problem
 from launcher.planner.types import MemoryPlan
 from launcher.precision import is_deepspeed
-from launcher.render.deepspeed import deepspeed_argv, deepspeed_config
+from launcher.render.deepspeed import deepspeed_argv
 from launcher.render.environment import HostFacts, environment
 from launcher.render.torchrun import torchrun_argv
 from launcher.render.types import LaunchPlan
+from launcher.render.zero_config import deepspeed_config
 from launcher.runs.layout import RunFolder
 from launcher.spec import ClusterKind, JobSpec, Program, to_json
 

@@ -42,6 +42,7 @@ JOBS_MAY_IMPORT = {
     "launcher.runs.layout",
     "launcher.runs.records",
     "launcher.render.types",
+    "launcher.render.zero_config",
 }
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from launcher.errors import InputError
 from launcher.planner.types import MemoryPlan
-from launcher.render.deepspeed import deepspeed_config
 from launcher.render.environment import HostFacts, inherited_environment, read_host_facts
 from launcher.render.render import render
 from launcher.render.types import LaunchPlan
+from launcher.render.zero_config import deepspeed_config
 from launcher.spec import (
     ClusterKind,
     ClusterSpec,
