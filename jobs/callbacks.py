@@ -1,4 +1,4 @@
-"""What happens between steps: ranks agree on stopping, metrics are written, one step is checked and one measured."""
+"""What happens between steps: ranks agree on stopping, metrics are written, the first step is checked."""
 
 # ruff: noqa: ARG002 - the Trainer decides what a callback is called with
 
@@ -11,13 +11,11 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from jobs.journal import Journal
-from jobs.memory import MemoryMeter, StepRecorder
+from jobs.memory import MemoryMeter
 from jobs.stop import StopRequest, first_cause
 from jobs.tracker import Tracker
 from jobs.trainer import JobTrainer
 from launcher.runs.records import EvalMetrics, TrainMetrics
-
-RECORDED_STEP = 2  # of an attempt: optimizer states and buffers exist from the first step on
 
 
 class Schedule(TrainerCallback):
@@ -165,46 +163,12 @@ class FirstStep(TrainerCallback):
 
 
 class Memory(TrainerCallback):
-    """Closes each phase of the memory meter; on CPU, records one steady step."""
+    """Tells the memory meter how many tokens each step was given."""
 
     def __init__(self, meter: MemoryMeter, trainer: JobTrainer) -> None:
         self._meter = meter
         self._trainer = trainer
-        self._num_steps = 0
-        self._recorder: StepRecorder | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Model and optimizer are wrapped."""
-        self._meter.end_phase("wrap")
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start recording where it is time to."""
-        self._num_steps += 1
-        if self._meter.is_cpu and self._num_steps == RECORDED_STEP:
-            self._recorder = StepRecorder(self._trainer.model_wrapped)
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Forward and backward are over."""
-        self._meter.end_phase("backward")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The optimizer has stepped."""
-        self._meter.end_phase("optimizer")
-        if self._recorder is not None:
-            self._meter.note_step(self._recorder.finish())
-            self._meter.num_tokens_measured_step = self._trainer.step_tokens
-            self._recorder = None
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """An evaluation is over."""
-        self._meter.end_phase("evaluation")
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """A checkpoint is written."""
-        self._meter.end_phase("save")
+        self._meter.note_step(state.global_step, self._trainer.step_tokens)

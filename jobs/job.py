@@ -20,7 +20,7 @@ from jobs.arguments import training_arguments
 from jobs.callbacks import BeforeTraining, FirstStep, Memory, Metrics, Schedule
 from jobs.data import Data, first_example, load_data
 from jobs.journal import Journal
-from jobs.memory import MemoryMeter
+from jobs.memory import MemoryMeter, memory_meter, write_detailed
 from jobs.model import load_model, load_tokenizer
 from jobs.phases import Phases
 from jobs.sharding import accelerator_context, prepare_libraries
@@ -34,6 +34,7 @@ from launcher.runs.layout import RunFolder
 from launcher.runs.records import Finished, Started, Stopped, write_atomically, write_record
 from launcher.spec import JobSpec
 
+RECORD_EVERYTHING = "FITLAUNCH_RECORD_MEMORY"  # set: a CPU rank records its memory from beginning to end
 FIRST_EXAMPLE_CHARACTERS = 240  # on the screen; the file has it whole
 
 
@@ -63,13 +64,13 @@ class Job:
         )
         self.device = arguments.device
         self.meter = self.make_meter()
+        self.phases.listen(self.meter.begin)
         resume_from = self.choose_checkpoint()
         self.journal.stage("load data")
         self.load_data()
         self.journal.stage("load model")
         self.phases.enter(Phase.LOAD)
         model = self.load_model()
-        self.meter.end_phase("load")
         self.phases.enter(Phase.WRAP)
         self.trainer = self.build_trainer(model, arguments, self.data, first_start=resume_from is None)
         del model
@@ -78,7 +79,7 @@ class Job:
 
     def make_meter(self) -> MemoryMeter:
         """What measures the memory of this rank."""
-        return MemoryMeter(self.device)
+        return memory_meter(self.device, everything=RECORD_EVERYTHING in os.environ)
 
     def load_data(self) -> None:
         """The tokenizer, and the samples it made."""
@@ -242,6 +243,7 @@ class Job:
             self.save_result()
         measured = self.run.measured(self.start.attempt, self.start.rank)
         write_record(measured, self.meter.measurement(self.start.rank))
+        write_detailed(self.meter, measured.with_name(f"memory-rank-{self.start.rank}.json"))
         self.tracker.close()
         self.trainer.barrier()
         if self.start.is_first_rank:
@@ -258,7 +260,6 @@ class Job:
         """The adapter or the model, as plain transformers or peft loads it; its manifest last."""
         self.phases.enter(Phase.SAVE)
         result.save(self.trainer, self.run.result, self.spec)
-        self.meter.end_phase("save")
         if self.start.is_first_rank:
             saved = checks.saved_tensors(self.run.result, self.groups[checks.TRAINED].num_elements)
             self.journal.stage("check result", f"{saved['saved_tensors']} tensors, {saved['saved_elements']} elements")

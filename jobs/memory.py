@@ -1,127 +1,166 @@
 """How much memory a rank really used, in the terms of the plan: by phase, and the peak over all.
 
-On CUDA the allocator keeps peaks by itself. On CPU it does not, so one steady step is recorded by the profiler, and
-its peak is put on top of the storages alive when the step begins.
+On CUDA the allocator keeps peaks by itself. On CPU it does not, so loading, wrapping and the first steps are recorded.
 """
 
 from __future__ import annotations
 
-import gc
 import resource
 import socket
+from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from launcher.runs.records import RankMeasurement
+from jobs.cpu_memory import CpuRecorder, Levels, StretchMemory, count_allocations
+from launcher.planner.types import Phase
+from launcher.runs.records import RankMeasurement, write_record
 from launcher.units import KIB
 
+STEP_PHASES = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER)
+# The first makes the optimizer's states, DDP rebuilds its buckets in the second, the third is like all that follow.
+NUM_RECORDED_STEPS = 3
 
-class MemoryMeter:
-    """Peaks of one rank, phase by phase."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._cuda = device.type == "cuda"
-        self._by_phase: dict[str, int] = {}
-        self._reserved_bytes = 0
-        self.num_tokens_measured_step: int | None = None
-        if self._cuda:
-            torch.cuda.reset_peak_memory_stats(device)
+class MemoryMeter(ABC):
+    """Peaks of one rank by phase. begin() is told of every phase and note_step() of the end of every step."""
 
-    def end_phase(self, phase: str) -> None:
-        """Note the peak since the last phase ended. Nothing on CPU, where only the recorded step counts."""
-        if not self._cuda:
-            return
-        self._note(phase, torch.cuda.max_memory_allocated(self._device))
-        self._reserved_bytes = max(self._reserved_bytes, torch.cuda.max_memory_reserved(self._device))
-        torch.cuda.reset_peak_memory_stats(self._device)
+    def __init__(self) -> None:
+        self._by_phase: dict[Phase, int] = {}
+        self._first_step: int | None = None
 
-    def note_step(self, allocated_bytes: int) -> None:
-        """Note the peak of a step recorded on CPU."""
-        self._note("step", allocated_bytes)
+    def begin(self, phase: Phase, step: int) -> None:
+        """A phase begins, and the one before it is over."""
+        if phase in STEP_PHASES and self._first_step is None:
+            self._first_step = step
+        self._begin(phase, step)
 
-    @property
-    def is_cpu(self) -> bool:
-        """Whether a step has to be recorded."""
-        return not self._cuda
+    @abstractmethod
+    def _begin(self, phase: Phase, step: int) -> None: ...
 
+    def note_step(self, step: int, num_tokens: int) -> None:
+        """A step is over, in which this rank was given so many tokens."""
+        del step, num_tokens
+
+    @abstractmethod
     def measurement(self, rank: int) -> RankMeasurement:
-        """All peaks, in bytes."""
+        """All peaks, in bytes. Nothing is measured after it."""
+
+    def _note(self, phase: Phase, step: int, peak_bytes: int) -> None:
+        """The first step of an attempt is a phase of its own: it starts without optimizer states."""
+        if phase in STEP_PHASES and step == self._first_step:
+            phase = Phase.FIRST_STEP
+        self._by_phase[phase] = max(self._by_phase.get(phase, 0), peak_bytes)
+
+    def _measurement(self, rank: int, **of_device: Any) -> RankMeasurement:
         return RankMeasurement(
             rank=rank,
             host=socket.gethostname(),
-            device=torch.cuda.get_device_name(self._device) if self._cuda else "cpu",
             allocated_bytes=max(self._by_phase.values(), default=0),
-            reserved_bytes=self._reserved_bytes if self._cuda else None,
-            process_bytes=_cuda_process_bytes(self._device) if self._cuda else peak_rss_bytes(),
             rss_bytes=peak_rss_bytes(),
-            by_phase=dict(self._by_phase),
-            num_tokens_measured_step=self.num_tokens_measured_step,
+            by_phase={phase.value: self._by_phase[phase] for phase in Phase if phase in self._by_phase},
+            **of_device,
         )
 
-    def _note(self, phase: str, peak_bytes: int) -> None:
-        self._by_phase[phase] = max(self._by_phase.get(phase, 0), peak_bytes)
 
+class CudaMeter(MemoryMeter):
+    """Asks the caching allocator, which keeps peaks until they are reset."""
 
-class StepRecorder:
-    """Records every allocation of one step on CPU."""
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+        self._reserved_bytes = 0
+        self._current: tuple[Phase, int] | None = None
+        torch.cuda.reset_peak_memory_stats(device)
 
-    def __init__(self, model: nn.Module) -> None:
-        self._alive_bytes = live_storage_bytes() + _ddp_bucket_bytes(model)
-        self._profiler = torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    def _begin(self, phase: Phase, step: int) -> None:
+        self._end()
+        self._current = (phase, step)
+
+    def _end(self) -> None:
+        if self._current is not None:
+            self._note(*self._current, torch.cuda.max_memory_allocated(self._device))
+        self._reserved_bytes = max(self._reserved_bytes, torch.cuda.max_memory_reserved(self._device))
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def measurement(self, rank: int) -> RankMeasurement:
+        """All peaks, in bytes."""
+        self._end()
+        return self._measurement(
+            rank,
+            device=torch.cuda.get_device_name(self._device),
+            reserved_bytes=self._reserved_bytes,
+            process_bytes=_cuda_process_bytes(self._device),
         )
-        self._profiler.start()
-
-    def finish(self) -> int:
-        """Stop recording. The step's peak in bytes: what was alive when it began, and the most that came on top."""
-        self._profiler.stop()
-        return self._alive_bytes + peak_of_events(self._profiler)
 
 
-def peak_of_events(profiler: Any) -> int:
-    """The highest running total of the allocations and frees that the profiler saw, in bytes."""
-    results = profiler.profiler.kineto_results
-    changes = sorted(
-        (event.start_ns(), event.nbytes())
-        for event in results.events()
-        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU
-    )
-    running = peak = 0
-    for _, num_bytes in changes:
-        running += num_bytes
-        peak = max(peak, running)
-    return peak
+class CpuMeter(MemoryMeter):
+    """Records loading, wrapping and the first steps; the whole job where `everything` is asked for."""
+
+    def __init__(self, *, everything: bool = False) -> None:
+        super().__init__()
+        count_allocations()
+        self.everything = everything
+        self._recorder: CpuRecorder | None = None
+        self._levels = Levels()
+        self._num_tokens: dict[int, int] = {}
+        self.stretches: list[StretchMemory] = []
+
+    def _begin(self, phase: Phase, step: int) -> None:
+        if not self._is_recorded(phase, step):
+            self._finish()
+            return
+        if self._recorder is None:
+            self._recorder = CpuRecorder()
+        self._recorder.begin(phase, step)
+
+    def _is_recorded(self, phase: Phase, step: int) -> bool:
+        if self.everything or phase in (Phase.LOAD, Phase.WRAP):
+            return True
+        return phase in STEP_PHASES and step < (self._first_step or 0) + NUM_RECORDED_STEPS
+
+    def _finish(self) -> None:
+        if self._recorder is None:
+            return
+        found = self._levels.follow(self._recorder.finish())
+        self._recorder = None
+        for stretch in found:
+            self._note(stretch.phase, stretch.step, stretch.peak_bytes)
+        self.stretches += found
+
+    def note_step(self, step: int, num_tokens: int) -> None:
+        """A step is over, in which this rank was given so many tokens."""
+        self._num_tokens[step] = num_tokens
+
+    def measurement(self, rank: int) -> RankMeasurement:
+        """All peaks, in bytes; the tokens are those of the step that needed the most."""
+        self._finish()
+        steps = [stretch for stretch in self.stretches if stretch.phase in STEP_PHASES]
+        most = max(steps, key=lambda stretch: stretch.peak_bytes, default=None)
+        return self._measurement(
+            rank,
+            device="cpu",
+            reserved_bytes=None,
+            process_bytes=peak_rss_bytes(),
+            num_tokens_measured_step=None if most is None else self._num_tokens.get(most.step),
+        )
 
 
-def live_storage_bytes() -> int:
-    """Bytes of all CPU tensor storages that Python objects reach, each counted once."""
-    seen: dict[int, int] = {}
-    for thing in gc.get_objects():
-        if not issubclass(type(thing), torch.Tensor):  # isinstance() would ask proxies for their class
-            continue
-        local = getattr(thing, "_local_tensor", thing)
-        for tensor in (local, local.grad if local.is_leaf else None):
-            if tensor is None or tensor.device.type != "cpu" or tensor.layout is not torch.strided:
-                continue
-            storage = tensor.untyped_storage()
-            if pointer := storage.data_ptr():
-                seen[pointer] = storage.nbytes()
-    return sum(seen.values())
+def memory_meter(device: torch.device, *, everything: bool = False) -> MemoryMeter:
+    """The meter for a device. everything: on CPU, record the whole job and not only what is needed for a report."""
+    return CudaMeter(device) if device.type == "cuda" else CpuMeter(everything=everything)
+
+
+def write_detailed(meter: MemoryMeter, path: Path) -> None:
+    """Leave what was recorded of the whole job, stretch by stretch, where that was asked for."""
+    if isinstance(meter, CpuMeter) and meter.everything:
+        write_record(path, meter.stretches)
 
 
 def peak_rss_bytes() -> int:
     """The most host memory this process ever held (getrusage; KiB on Linux)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
-
-
-def _ddp_bucket_bytes(model: nn.Module) -> int:
-    """DDP's flat gradient buckets, which live in C++: as large as the gradients, unless these are views into them."""
-    if type(model).__name__ != "DistributedDataParallel" or model.gradient_as_bucket_view:
-        return 0
-    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
 def _cuda_process_bytes(device: torch.device) -> int | None:

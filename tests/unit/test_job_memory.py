@@ -2,60 +2,137 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
+import threading
+from pathlib import Path
 
+import msgspec
+import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file, save_file
 
-from jobs.callbacks import RECORDED_STEP, Memory
-from jobs.memory import MemoryMeter, StepRecorder, live_storage_bytes, peak_rss_bytes
+from jobs.cpu_memory import Blocks, CpuRecorder, Levels, StretchMemory, count_allocations
+from jobs.memory import NUM_RECORDED_STEPS, CpuMeter, peak_rss_bytes, write_detailed
+from launcher.planner.types import Phase
 from launcher.units import MIB
 
-
-def test_counts_each_storage_once() -> None:
-    before = live_storage_bytes()
-    whole = torch.zeros(MIB, dtype=torch.float32)
-    views = [whole[:10], whole.view(2, -1)]
-    assert live_storage_bytes() - before == 4 * MIB
-    del whole, views
-    assert live_storage_bytes() == before
+MARK_BYTES = 1  # of the tensor that stands for the beginning of a phase
 
 
-def test_records_the_peak_of_a_step_on_top_of_what_was_alive() -> None:
-    model = nn.Linear(1024, 1024, bias=False)
-    alive = live_storage_bytes()
-    assert alive >= 4 * MIB
-    recorder = StepRecorder(model)
-    kept = torch.zeros(2 * MIB, dtype=torch.float32)
-    passing = torch.zeros(3 * MIB, dtype=torch.float32)
-    del passing
-    again = torch.zeros(MIB, dtype=torch.float32)
-    peak = recorder.finish()
-    assert peak - alive == 4 * (2 + 3) * MIB
-    del kept, again
+def zeros(num_mib: int) -> torch.Tensor:
+    return torch.zeros(num_mib * MIB, dtype=torch.uint8)
 
 
-def test_a_measurement_on_cpu_has_no_reserved_bytes() -> None:
-    meter = MemoryMeter(torch.device("cpu"))
-    meter.end_phase("load")
-    meter.note_step(5)
-    meter.note_step(3)
+def only(stretches: list[StretchMemory]) -> StretchMemory:
+    assert len(stretches) == 1
+    return stretches[0]
+
+
+def test_a_stretch_has_its_beginning_its_peak_and_its_end() -> None:
+    count_allocations()
+    before = zeros(7)
+    recorder = CpuRecorder()
+    recorder.begin(Phase.FORWARD, 3)
+    kept = zeros(2)
+    passing = zeros(3)
+    del passing, before
+    kept_too = zeros(1)
+    stretch = only(Levels().follow(recorder.finish()))
+    assert (stretch.phase, stretch.step) == (Phase.FORWARD, 3)
+    assert stretch.peak_bytes - stretch.begin_bytes == 5 * MIB - MARK_BYTES
+    assert stretch.end_bytes - stretch.begin_bytes == (2 - 7 + 1) * MIB - MARK_BYTES
+    assert stretch.largest[0] == Blocks(operation="aten::empty", size_bytes=3 * MIB, count=1)
+    del kept, kept_too
+
+
+def test_a_phase_begins_with_what_the_one_before_has_left() -> None:
+    count_allocations()
+    recorder = CpuRecorder()
+    recorder.begin(Phase.FORWARD, 1)
+    kept = zeros(2)
+    recorder.begin(Phase.BACKWARD, 1)
+    del kept
+    recorder.begin(Phase.OPTIMIZER, 1)
+    forward, backward, optimizer = Levels().follow(recorder.finish())
+    assert backward.begin_bytes == backward.peak_bytes == forward.begin_bytes + 2 * MIB
+    assert optimizer.begin_bytes == forward.begin_bytes
+
+
+def test_what_other_threads_free_is_counted_and_named() -> None:
+    count_allocations()
+    box = [zeros(4)]
+    recorder = CpuRecorder()
+    recorder.begin(Phase.BACKWARD, 1)
+    thread = threading.Thread(target=box.clear)
+    thread.start()
+    thread.join()
+    recorder.begin(Phase.OPTIMIZER, 1)
+    recorder.begin(Phase.FORWARD, 2)
+    backward, optimizer, _ = Levels().follow(recorder.finish())
+    assert optimizer.begin_bytes == backward.begin_bytes - 4 * MIB
+    assert (backward.freed_elsewhere_bytes, optimizer.freed_elsewhere_bytes) == (4 * MIB, 0)
+
+
+def test_mapped_files_are_part_of_it_while_a_tensor_needs_them(tmp_path: Path) -> None:
+    count_allocations()
+    path = tmp_path / "model.safetensors"
+    save_file({"a": zeros(3), "b": zeros(1)}, path)
+    recorder = CpuRecorder()
+    recorder.begin(Phase.LOAD, 0)
+    loaded = load_file(path)
+    del loaded["a"]
+    recorder.begin(Phase.WRAP, 0)
+    loaded.clear()
+    recorder.begin(Phase.FORWARD, 1)
+    load, wrap, forward = Levels().follow(recorder.finish())
+    assert load.mapped_bytes == wrap.mapped_bytes == path.stat().st_size
+    assert load.end_bytes == load.begin_bytes + path.stat().st_size - MARK_BYTES
+    assert forward.begin_bytes == load.begin_bytes
+
+
+def run_steps(meter: CpuMeter, num_steps: int) -> None:
+    """Steps that need 2 MiB, 3 MiB, 4 MiB and so on, each given a hundred tokens more than its number."""
+    for step in range(1, num_steps + 1):
+        meter.begin(Phase.FORWARD, step)
+        zeros(step + 1)
+        meter.begin(Phase.OPTIMIZER, step)
+        meter.note_step(step, 100 + step)
+    meter.begin(Phase.EVALUATION, num_steps)
+    zeros(100)
+
+
+def test_the_first_steps_are_measured_and_the_very_first_apart() -> None:
+    meter = CpuMeter()
+    meter.begin(Phase.LOAD, 0)
+    kept = zeros(1)
+    meter.begin(Phase.WRAP, 0)
+    run_steps(meter, NUM_RECORDED_STEPS + 2)
     measured = meter.measurement(rank=1)
-    assert (measured.rank, measured.allocated_bytes, measured.reserved_bytes) == (1, 5, None)
-    assert measured.by_phase == {"step": 5}
+    assert list(measured.by_phase) == ["load", "wrap", "first step", "forward", "optimizer"]
+    level = measured.by_phase["wrap"] - MARK_BYTES
+    assert measured.by_phase["first step"] == level + 2 * MIB
+    assert measured.by_phase["forward"] == measured.allocated_bytes == level + (NUM_RECORDED_STEPS + 1) * MIB
+    assert measured.num_tokens_measured_step == 100 + NUM_RECORDED_STEPS
+    assert (measured.rank, measured.device, measured.reserved_bytes) == (1, "cpu", None)
     assert 50 * MIB < measured.rss_bytes <= peak_rss_bytes()
+    del kept
 
 
-def test_a_measurement_on_cpu_says_how_many_tokens_its_step_held() -> None:
-    meter = MemoryMeter(torch.device("cpu"))
-    trainer: Any = SimpleNamespace(model_wrapped=nn.Linear(2, 2), step_tokens=0)
-    memory = Memory(meter, trainer)
-    nothing: Any = None
-    for step in range(1, RECORDED_STEP + 2):
-        trainer.step_tokens = 100 + step
-        memory.on_step_begin(nothing, nothing, nothing)
-        memory.on_step_end(nothing, nothing, nothing)
-        if step < RECORDED_STEP:
-            assert meter.measurement(rank=0).num_tokens_measured_step is None
-    assert meter.measurement(rank=0).num_tokens_measured_step == 100 + RECORDED_STEP
+@pytest.mark.parametrize("everything", [False, True])
+def test_all_of_a_job_is_recorded_where_that_is_asked_for(everything: bool, tmp_path: Path) -> None:
+    meter = CpuMeter(everything=everything)
+    run_steps(meter, NUM_RECORDED_STEPS + 1)
+    measured = meter.measurement(rank=0)
+    assert ("evaluation" in measured.by_phase) == everything
+    path = tmp_path / "memory.json"
+    write_detailed(meter, path)
+    assert path.exists() == everything
+    if everything:
+        stretches = msgspec.json.decode(path.read_bytes(), type=list[StretchMemory])
+        assert stretches == meter.stretches
+        assert [s.step for s in stretches] == [1, 1, 2, 2, 3, 3, 4, 4, 4]
+
+
+def test_a_job_without_a_step_has_no_tokens() -> None:
+    meter = CpuMeter()
+    meter.begin(Phase.LOAD, 0)
+    assert meter.measurement(rank=0).num_tokens_measured_step is None
