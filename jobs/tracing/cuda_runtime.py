@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from jobs.tracing.recorder import Recorder
 from jobs.tracing.target import Target
 
+CUDA_VERSION = "13.0"  # of torch 2.13's default build; transformers asks for it before it allows TF32
 NCCL_VERSION = (2, 29, 7)  # torch 2.13's; DeepSpeed asks whether it knows bf16, which all since 2.10 do
 
 
@@ -151,6 +152,7 @@ def install(target: Target, recorder: Callable[[], Recorder | None]) -> None:
         setattr(cuda, name, value)
     for name in ("range_push", "range_pop", "mark"):
         setattr(cuda.nvtx, name, _number)
+    torch.version.cuda = torch.version.cuda or CUDA_VERSION
     cuda.nccl.version = lambda: NCCL_VERSION
     for name in ("_cuda_getCurrentRawStream", "_cuda_getDevice"):
         if not hasattr(torch._C, name):

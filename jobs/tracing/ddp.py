@@ -36,7 +36,7 @@ def install(note: Any) -> None:
     ddp.DistributedDataParallel.__init__ = initialise  # type: ignore[method-assign]
 
 
-def _keep_bucket(_state: Any, bucket: Any) -> Any:
+def _keep_bucket(_state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations other than its own
     future: Any = torch.futures.Future()
     future.set_result(bucket.buffer())
     return future

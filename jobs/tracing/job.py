@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.utils.data
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import SequentialSampler
 from transformers.trainer_utils import TrainOutput
@@ -30,6 +30,7 @@ from jobs.tracing.target import Target
 from jobs.trainer import NUM_TOKENS, ROW, JobTrainer
 from launcher.planner.types import Phase
 from launcher.runs.layout import RunFolder
+from launcher.runs.records import RankMeasurement
 from launcher.spec import JobSpec, TrackerKind, TrackerSpec
 
 # One step makes the optimizer's states and the libraries' buffers, the next has them from its beginning.
@@ -122,25 +123,21 @@ class TracedJob(Job):
             request=StopRequest(run.stop_file(start.attempt)),
         )
         self.recorder = recorder
-        self.phases.listen(self._begin)
-
-    def _begin(self, phase: Phase, step: int) -> None:
-        """A phase begins: what the last one has left is what it is now."""
-        trainer = getattr(self, "trainer", None)
-        if trainer is not None:
-            self._categorise(trainer)
-        self.recorder.mark(phase, step)
-
-    def _categorise(self, trainer: JobTrainer) -> None:
-        parameters = list(trainer.model_wrapped.parameters())
-        categories.note_parameters(self.recorder, parameters, self.spec)
-        categories.note_gradients(self.recorder, parameters)
-        if trainer.optimizer is not None:
-            categories.note_optimizer_states(self.recorder, trainer.optimizer)
+        self.trainer: JobTrainer | None = None
 
     def make_meter(self) -> MemoryMeter:
-        """One that measures nothing: there is nothing to measure."""
-        return NoMeter(self.device)
+        """One that marks phases in the recording instead of measuring them."""
+        return Marks(self)
+
+    def categorise(self) -> None:
+        """Note what the trainer holds now: weights, gradients, optimizer states."""
+        if self.trainer is None:
+            return
+        parameters = list(self.trainer.model_wrapped.parameters())
+        categories.note_parameters(self.recorder, parameters, self.spec)
+        categories.note_gradients(self.recorder, parameters)
+        if self.trainer.optimizer is not None:
+            categories.note_optimizer_states(self.recorder, self.trainer.optimizer)
 
     def choose_checkpoint(self) -> Path | None:
         """Every traced job begins anew."""
@@ -190,18 +187,17 @@ class TracedJob(Job):
         del output
 
 
-class NoMeter(MemoryMeter):
-    """Takes no measurements."""
+class Marks(MemoryMeter):
+    """Told of phases as what measures a run is; marks them in the recording."""
 
-    def __init__(self, _device: torch.device) -> None: ...
+    def __init__(self, job: TracedJob) -> None:
+        super().__init__()
+        self._job = job
 
-    @property
-    def is_cpu(self) -> bool:
-        """Not in the sense of a step to be recorded."""
-        return False
+    def _begin(self, phase: Phase, step: int) -> None:
+        self._job.categorise()  # what the last phase has left is what it is now
+        self._job.recorder.mark(phase, step)
 
-    def end_phase(self, phase: str) -> None:
-        """Nothing: the recorder has its own marks."""
-
-    def note_step(self, allocated_bytes: int) -> None:
-        """Nothing."""
+    def measurement(self, rank: int) -> RankMeasurement:
+        """Never asked for: a traced job keeps no records."""
+        raise AssertionError(rank)

@@ -107,12 +107,6 @@ class Recorder(TorchDispatchMode):
         if number is not None:
             self._resize(number, size_bytes)
 
-    def pin(self, tensor: torch.Tensor) -> None:
-        """A host tensor is page-locked."""
-        number = self._numbers.get(tensor.untyped_storage())
-        if number is not None:
-            self._pinned.add(number)
-
     def categorise(self, tensors: Iterable[Any], category: TermKind) -> None:
         """Say what the storages of some tensors are; the first word about a storage counts."""
         for tensor in tensors:
@@ -132,6 +126,10 @@ class Recorder(TorchDispatchMode):
         if func is aten.equal.default and isinstance(args[0], FakeTensor):
             self._note_answer("whether two tensors are equal", "yes")
             return True
+        if func is aten._pin_memory.default:
+            return self._pin(args[0])
+        if func is aten.is_pinned.default:
+            return self._numbers.get(args[0].untyped_storage()) in self._pinned
         scratch = self._scratch_bytes(func, args, kwargs)
         result = func(*args, **kwargs)
         self.num_operations += 1
@@ -143,6 +141,15 @@ class Recorder(TorchDispatchMode):
         else:
             self._note_all(result, name)
         return result
+
+    def _pin(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A page-locked copy, which fake tensors cannot make (torch 2.13 fake_impls.py): a plain copy, noted as one."""
+        copy = aten.clone.default(tensor)
+        self.track(copy, "aten::_pin_memory")
+        number = self._numbers.get(copy.untyped_storage())
+        if number is not None:
+            self._pinned.add(number)
+        return copy
 
     # Answers to what only data could tell
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from launcher.planner.tracing.events import Trace
+from launcher.precision import is_deepspeed
 from launcher.runs.layout import RunFolder
 from launcher.spec import JobSpec, ShardKind, to_json
 
@@ -30,6 +31,7 @@ def set_environment(spec: JobSpec, rank: int) -> None:
         HF_DEACTIVATE_ASYNC_LOAD="1",  # fake tensors belong to the thread that makes them
         TOKENIZERS_PARALLELISM="false",
         DS_ACCELERATOR=spec.device.kind,
+        TORCHDYNAMO_DISABLE="1",  # DeepSpeed compiles functions of optimizers that nobody uses
     )
 
 
@@ -49,6 +51,7 @@ def record(spec: JobSpec, rank: int) -> Trace:
         kernels,
         process_group,
         selftest,
+        zero,
     )
     from jobs.tracing.categories import category_of
     from jobs.tracing.job import NUM_STEPS, TracedJob
@@ -72,11 +75,14 @@ def record(spec: JobSpec, rank: int) -> Trace:
     huggingface.install(target)
     if spec.shard.kind is ShardKind.DDP:
         ddp.install(notes.append)
+    if is_deepspeed(spec.shard.kind):
+        zero.install(target, lambda: recorder)
     selftest.run(target)
     with tempfile.TemporaryDirectory(prefix="fitlaunch-trace-") as folder:
         run = RunFolder(Path(folder))
         run.job.write_text(to_json(spec))
         job = TracedJob(target=target, run=run, recorder=recorder)
+        zero.write_config(job.spec, run)
         with FakeTensorMode(allow_non_fake_inputs=True), recorder:
             job.run_to_end()
     labels, events, host_events = recorder.labelled(category_of(spec))
