@@ -7,6 +7,7 @@ read from the data comes from the job: batches have no padding mask, and are pac
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -68,7 +69,7 @@ class Weights(dict[str, Slice]):
         from transformers.initialization import no_init_weights
 
         with _disable_current_modes(), torch.device("meta"), no_init_weights():
-            skeleton = model_class._from_config(config)
+            skeleton = model_class(copy.deepcopy(config))  # _from_config would partition it under ZeRO-3
         tied: Mapping[str, str] = skeleton.all_tied_weights_keys
         dtype = getattr(torch, str(config.dtype).removeprefix("torch.")) if config.dtype else torch.bfloat16
         super().__init__(_slices(skeleton.state_dict(), tied, dtype))
