@@ -87,15 +87,17 @@ ANY_CARD = DeviceSpec(
 
 
 def card_of(case: Case) -> DeviceSpec | None:
-    """The listed card that the row ran on: its family by name, its size by the figure in the name where there is one."""
+    """The listed card that the row ran on: its family by name, its size by the figure in the name where one is."""
     text = case.text("hardware").replace("-", " ")
     words = text.replace("/", " ").split()
     families = [card for card in listed_devices() if card.name.split("-")[0].removeprefix("rtx") in words]
     sizes = [card for card in families if f"{card.name.rpartition('-')[2].removesuffix('g')}gb" in text]
     if sizes:
         return sizes[0]
-    return families[-1] if families and not any("gb" in word for word in words if word[:1].isdigit()) else (
-        families[0] if len(families) == 1 else None
+    return (
+        families[-1]
+        if families and not any("gb" in word for word in words if word[:1].isdigit())
+        else (families[0] if len(families) == 1 else None)
     )
 
 

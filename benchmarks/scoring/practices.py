@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.planner.practice import Practice, shifts_logits_by_copy
+from launcher.planner.practice import Practice, drops_half_logits, shifts_logits_by_copy
 from launcher.spec import Dtype, Loss, MethodKind, Precision, ShardKind
 
 from .cases import Case
@@ -55,6 +55,7 @@ def trainer(case: Case, method: MethodKind, sharding: Sharding, precision: Preci
         adapter_dtype=adapter_dtype,
         norm_dtype=Dtype.FLOAT32 if _is_prepared_by_trl(case, method, precision) else None,
         shifted_logits_copy=bool(is_hf_loss and version and shifts_logits_by_copy(version)),
+        drops_half_logits=bool(is_hf_loss and version and drops_half_logits(version)),
         foreach="fused" not in case.text("optimizer"),
         expandable_segments="expandable_segments" in case.text("sharding", "notes", "secondary"),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 from launcher.models import model_shape
 from launcher.planner.estimate import Estimate, Estimator
+from launcher.planner.types import Phase, RankPlan
+from launcher.planner.verdict import need
 
 from .cases import Case, Metric
 from .jobs import Job, job_of
@@ -62,11 +65,26 @@ def answer(job: Job) -> Estimate:
     return Estimator(model_shape(job.spec.model.config), job.practice).estimate(job.spec)
 
 
+# Published measurements are of training steps: nobody evaluated or saved while the peak was taken.
+NOT_MEASURED = frozenset({Phase.EVALUATION, Phase.SAVE})
+
+
+def training_part(rank: RankPlan) -> RankPlan:
+    """A rank's plan without the phases that no measurement went through."""
+    kept = ((term, tuple(phase for phase in term.phases if phase not in NOT_MEASURED)) for term in rank.terms)
+    return dataclasses.replace(
+        rank, terms=tuple(dataclasses.replace(term, phases=phases) for term, phases in kept if phases)
+    )
+
+
 def predicted_bytes(estimate: Estimate, metric: Metric) -> int:
     """The figure of the worst rank that a measurement of this kind is held against."""
+    ranks = [training_part(rank) for rank in estimate.ranks]
+    worst = max(ranks, key=lambda rank: rank.allocated_bytes + rank.outside_bytes)
     if metric is Metric.ALLOCATED:
-        return max(rank.allocated_bytes for rank in estimate.ranks)
-    return estimate.need.reserved_bytes if metric is Metric.RESERVED else estimate.need.process_bytes
+        return worst.allocated_bytes
+    found = need(estimate.spec, worst)
+    return found.reserved_bytes if metric is Metric.RESERVED else found.process_bytes
 
 
 def score_case(case: Case) -> list[Score] | Skipped:

@@ -77,21 +77,33 @@ def soft_cap_bytes(work: Workload) -> int:
 
 
 def working_bytes(work: Workload) -> int:
-    """The gradients of query, keys and values; in eager also of the scores, in fp32 and in the compute dtype."""
+    """The gradients of query, keys and values; in eager also what softmax's backward pass needs of the scores."""
     width, keys = work.compute_bytes, query_width(work) if expands_keys(work) else key_width(work)
     gradients = width * (2 * query_width(work) + 2 * keys)
     if work.spec.train.attention is not Attention.EAGER:
         return gradients
     heads, length = work.shape.num_attention_heads, work.spec.train.sequence_length
-    return gradients + heads * length * (width + 2 * FP32 if width != FP32 else 2 * FP32)
+    return gradients + heads * length * softmax_backward_bytes(work)
+
+
+def softmax_backward_bytes(work: Workload) -> int:
+    """Bytes a score beside what is saved, when softmax goes backward: its incoming gradient in fp32, the outgoing one,
+    and on CUDA their product (torch 2.13 aten/src/ATen/native/cuda/SoftMax.cu softmax_backward_cuda_out: grad *
+    output). CUDA's outgoing gradient is in the compute dtype, for it casts inside the kernel; a CPU's is in fp32 and
+    cast afterwards. The probabilities in the compute dtype, saved for the product with the values, are gone by then."""
+    width = work.compute_bytes
+    if work.on_cuda:
+        return 2 * FP32 + width - (width if width != FP32 else 0)
+    return width + 2 * FP32 if width != FP32 else 2 * FP32
 
 
 def forward_working_bytes(work: Workload) -> int:
-    """What one forward pass of attention needs while nothing is kept: as saved_bytes, with the raw scores."""
+    """What one forward pass of attention needs while nothing is kept: in eager the masked scores beside their softmax
+    in fp32; once they are gone, that beside its copy in the compute dtype."""
     if work.spec.train.attention is not Attention.EAGER:
         return saved_bytes(work)
-    scores = work.shape.num_attention_heads * work.spec.train.sequence_length * work.compute_bytes
-    return saved_bytes(work) + 2 * scores
+    scores = work.shape.num_attention_heads * work.spec.train.sequence_length
+    return saved_bytes(work) + (scores * FP32 if work.compute_bytes == FP32 else 0)
 
 
 def mask_bytes(work: Workload) -> int:

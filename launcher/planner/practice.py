@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from launcher.precision import Dtypes
 
 SHIFTED_COPY_UNTIL = (4, 48)
+HALF_LOGITS_DROPPED_UNTIL = (4, 45)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,8 @@ class Practice:
     adapter_dtype: LoRA's parameters, their gradients and moments; None for what the precision says. fp32 where
     get_peft_model upcasts them (autocast_adapter_dtype, peft 0.12 on).
     shifted_logits_copy: the loss copies the fp32 logits to shift them (transformers up to 4.48).
+    drops_half_logits: the model's forward replaces the logits by their fp32 copy before the loss is computed, so that
+    the half-precision ones are gone (transformers up to 4.45; granite up to 4.48).
     keeps_outputs: the loop holds the model's outputs, and so the logits, until the backward pass is over.
     repeats_keys: keys and values are repeated to the query heads whatever the attention.
     foreach: the optimizer steps all tensors at once and needs temporaries of their size (torch optim/adam.py
@@ -47,6 +50,7 @@ class Practice:
     norm_dtype: Dtype | None = None
     adapter_dtype: Dtype | None = None
     shifted_logits_copy: bool = False
+    drops_half_logits: bool = False
     keeps_outputs: bool = False
     repeats_keys: bool = False
     foreach: bool | None = None
@@ -67,6 +71,12 @@ def shifts_logits_by_copy(transformers: tuple[int, int]) -> bool:
     Up to 4.48 it does (loss/loss_utils.py: logits[..., :-1, :].contiguous()); from 4.49 on it pads the labels.
     """
     return transformers <= SHIFTED_COPY_UNTIL
+
+
+def drops_half_logits(transformers: tuple[int, int]) -> bool:
+    """Whether a model's forward rebinds `logits` to its fp32 copy (up to 4.45, models/*/modeling_*.py: logits =
+    logits.float()); from 4.46 on the loss is a function that makes the copy while its caller holds the original."""
+    return transformers <= HALF_LOGITS_DROPPED_UNTIL
 
 
 def practised(dtypes: Dtypes, practice: Practice) -> Dtypes:
