@@ -5,17 +5,23 @@ Only safetensors files are read, and code that comes with a model is never run.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
+from jobs.chunked_loss import use_chunked_loss
 from jobs.dtypes import torch_dtype
 from launcher.precision import Dtypes, dtypes, is_deepspeed
-from launcher.spec import ActivationCheckpointing, JobSpec, LoraBias, MethodKind, MethodSpec, ModelSpec, ShardKind
+from launcher.spec import ActivationCheckpointing, JobSpec, LoraBias, Loss, MethodKind, MethodSpec, ModelSpec, ShardKind
 
 ALL_LINEAR = "all-linear"
+
+Read = Callable[[ModelSpec, dict[str, Any]], Any]
+"""Makes the model with its weights, given the options of from_pretrained that the job decides."""
 
 
 def location(model: ModelSpec) -> tuple[str, dict[str, Any]]:
@@ -40,22 +46,26 @@ def load_tokenizer(spec: JobSpec) -> Any:
     return tokenizer
 
 
-def load_model(spec: JobSpec, *, device: torch.device) -> Any:
+def read_weights(model: ModelSpec, options: dict[str, Any]) -> Any:
+    """The model with its weights from where they are."""
+    where, arguments = location(model)
+    return AutoModelForCausalLM.from_pretrained(
+        where, trust_remote_code=False, use_safetensors=True, **arguments, **options
+    )
+
+
+def load_model(spec: JobSpec, *, device: torch.device, read: Read = read_weights) -> Any:
     """The model ready for the Trainer: loaded, adapters attached, activation checkpointing on, every dtype as planned.
 
     TrainingArguments must exist before: ZeRO-3 and rank-0 loading are found through the state it sets up.
     """
     planned = dtypes(spec)
-    where, arguments = location(spec.model)
-    model = AutoModelForCausalLM.from_pretrained(
-        where,
-        dtype=torch_dtype(planned.trained if planned.frozen is None else planned.frozen),
-        attn_implementation=spec.train.attention.value,
-        trust_remote_code=False,
-        use_safetensors=True,
-        **arguments,
+    options = {
+        "dtype": torch_dtype(planned.trained if planned.frozen is None else planned.frozen),
+        "attn_implementation": spec.train.attention.value,
         **quantisation(spec, device),
-    )
+    }
+    model = read(spec.model, options)
     if spec.method.kind is MethodKind.QLORA:
         keep_trainable_format(model)
     if spec.train.activation_checkpointing is ActivationCheckpointing.FULL:
@@ -63,6 +73,8 @@ def load_model(spec: JobSpec, *, device: torch.device) -> Any:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if spec.method.kind is not MethodKind.FULL:
         model = attach_adapters(model, spec, planned)
+    if spec.train.loss is Loss.CHUNKED:
+        use_chunked_loss(model)
     return model
 
 
@@ -87,6 +99,8 @@ def attach_adapters(model: PreTrainedModel, spec: JobSpec, planned: Dtypes) -> A
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch_dtype(planned.trained))
+    # Left to itself, peft saves the whole embedding beside adapters of the embedding or the head.
+    adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
 
 

@@ -134,10 +134,14 @@ def attention_exists(case: Case) -> Iterator[Problem]:
 
 
 def loss_exists(case: Case) -> Iterator[Problem]:
-    """Liger's kernels are Triton: CUDA only."""
-    if case.spec.train.loss is Loss.FUSED_LINEAR and case.spec.device.kind == "cpu":
+    """Liger's kernels are Triton: CUDA only. The chunked loss is the tokens' alone, without a router's."""
+    loss = case.spec.train.loss
+    if loss is Loss.FUSED_LINEAR and case.spec.device.kind == "cpu":
         rule = "is a CUDA kernel"
-        yield Problem(field="train.loss", value=case.spec.train.loss, rule=rule, way_out="use train.loss=cross_entropy")
+        yield Problem(field="train.loss", value=loss, rule=rule, way_out="use train.loss=chunked or cross_entropy")
+    if loss is Loss.CHUNKED and case.spec.model.config.get("output_router_logits"):
+        rule = "leaves out the router's loss that config.json asks for (output_router_logits)"
+        yield Problem(field="train.loss", value=loss, rule=rule, way_out="use train.loss=cross_entropy")
 
 
 def optional_packages(case: Case) -> Iterator[Problem]:

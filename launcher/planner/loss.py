@@ -5,6 +5,9 @@ cross_entropy. In the forward pass there are the logits, their fp32 copy and the
 the log-softmax, its incoming gradient and its outgoing one, and the logits again where the loop still holds them. Up
 to transformers 4.48 a shifted contiguous fp32 copy comes on top in the forward pass.
 
+Chunked: the job's own loss has the same for some tokens at a time (jobs/chunked_loss.py), and collects the gradients
+of the hidden states and of a trained head over the chunks.
+
 Fused: Liger's linear cross entropy never holds all logits (liger-kernel 0.8 ops/fused_linear_cross_entropy.py): one
 chunk of them, the gradient of its input, and the head's gradient where the head is trained.
 """
@@ -16,18 +19,20 @@ from launcher.planner.inventory import Held, State
 from launcher.planner.terms import term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.workload import Workload
-from launcher.spec import Loss
+from launcher.spec import CHUNK_TOKENS, Loss
 from launcher.units import ceil_div
 
 FP32 = 4
 HF_SOURCE = "transformers 5.23 loss/loss_utils.py ForCausalLMLoss; torch 2.13 log_softmax and nll_loss"
+CHUNKED_SOURCE = "jobs/chunked_loss.py; torch 2.13 utils/checkpoint.py, csrc/autograd/input_buffer.cpp"
 LIGER_SOURCE = "liger-kernel 0.8 ops/fused_linear_cross_entropy.py"
 
 
-def forward_bytes_per_logit(logit_bytes: int, *, shifted_copy: bool = False) -> int:
-    """Logits, their fp32 copy (none where they are fp32), log-softmax; and the shifted copy of transformers <= 4.48."""
-    upcast = FP32 if logit_bytes != FP32 else 0
-    return logit_bytes + upcast + FP32 + (FP32 if shifted_copy else 0)
+def forward_bytes_per_logit(logit_bytes: int, *, shifted_copy: bool = False, drops_half: bool = False) -> int:
+    """Logits (gone where drops_half, transformers <= 4.45), their fp32 copy (none where they are fp32), log-softmax;
+    and the shifted copy of transformers <= 4.48."""
+    held = logit_bytes if logit_bytes != FP32 and not drops_half else 0
+    return held + FP32 + FP32 + (FP32 if shifted_copy else 0)
 
 
 def backward_bytes_per_logit(logit_bytes: int = 0) -> int:
@@ -37,17 +42,27 @@ def backward_bytes_per_logit(logit_bytes: int = 0) -> int:
 
 def bytes_per_logit(work: Workload) -> int:
     """The larger of both passes."""
+    kept = FP32 if work.practice.drops_half_logits else work.logit_bytes
+    return max(
+        _forward_rate(work),
+        backward_bytes_per_logit(kept if work.practice.keeps_outputs else 0),
+    )
+
+
+def _forward_rate(work: Workload) -> int:
     practice = work.practice
-    held = work.logit_bytes if practice.keeps_outputs else 0
-    forward = forward_bytes_per_logit(work.logit_bytes, shifted_copy=practice.shifted_logits_copy)
-    return max(forward, backward_bytes_per_logit(held))
+    return forward_bytes_per_logit(
+        work.logit_bytes, shifted_copy=practice.shifted_logits_copy, drops_half=practice.drops_half_logits
+    )
 
 
 def loss_terms(work: Workload) -> tuple[Term, ...]:
     """The terms of the chosen loss, training and evaluation."""
     if work.spec.train.loss is Loss.FUSED_LINEAR:
-        return (*_fused(work), *_evaluation(work))
-    return (*_materialised(work), *_evaluation(work))
+        return (*_fused(work), *_evaluation(work, work.tokens))
+    if work.spec.train.loss is Loss.CHUNKED:
+        return (*_chunked(work), *_evaluation(work, _one_chunk(work)))
+    return (*_materialised(work), *_evaluation(work, work.tokens))
 
 
 def _materialised(work: Workload) -> tuple[Term, ...]:
@@ -68,6 +83,42 @@ def _soft_cap(work: Workload, logits: int) -> int:
     return logits * work.logit_bytes if work.shape.final_logit_softcapping else 0
 
 
+def _one_chunk(work: Workload) -> int:
+    return min(CHUNK_TOKENS, work.tokens)
+
+
+def chunked_bytes(work: Workload) -> tuple[int, int, int]:
+    """The backward pass at its three high points: in one chunk's softmax, while the head's gradient from one chunk is
+    added to those before, and when the gradients of all chunks' hidden states are joined (split's backward)."""
+    vocab, hidden, width = work.shape.vocab_size, work.shape.hidden_size, work.compute_bytes
+    logits = _one_chunk(work) * vocab
+    rate = max(forward_bytes_per_logit(work.logit_bytes), backward_bytes_per_logit())
+    inputs = work.tokens * hidden * width
+    head = vocab * hidden * _head_gradient_bytes(work)
+    softmax = logits * rate + _soft_cap(work, logits)
+    return softmax + inputs + head, logits * width + inputs + 2 * head, 2 * inputs + head
+
+
+def _chunked(work: Workload) -> tuple[Term, ...]:
+    chunk, vocab, width = _one_chunk(work), work.shape.vocab_size, _head_gradient_bytes(work)
+    names = ("softmax of a chunk", "adding the head's gradient", "joining the hidden states' gradients")
+    size, name = max(zip(chunked_bytes(work), names, strict=True))
+    return term(
+        "chunked loss",
+        TermKind.LOGITS,
+        size,
+        (Phase.LOSS,),
+        formula=f"{name}: chunks of {chunk:,} of {work.tokens:,} tokens x {vocab:,} logits, "
+        f"{work.shape.hidden_size:,} x {work.compute_bytes} B a token, head's gradient {width} B",
+        source=CHUNKED_SOURCE,
+    )
+
+
+def _head_gradient_bytes(work: Workload) -> int:
+    """Bytes an element of the head's gradient before it is reduced; 0 where the head is frozen."""
+    return work.gathered_bytes(State.TRAINED) if any(p.state.is_trained for p in _head(work)) else 0
+
+
 def chunk_tokens(tokens: int, vocab_size: int, hidden_size: int) -> int:
     """Tokens in one of Liger's chunks: a power of two, so that a chunk of logits is about as large as its input."""
     wanted = ceil_div(tokens, ceil_div(vocab_size, hidden_size))
@@ -79,8 +130,7 @@ def _fused(work: Workload) -> tuple[Term, ...]:
     trained its gradient, in the head's own dtype."""
     vocab, hidden, width = work.shape.vocab_size, work.shape.hidden_size, work.compute_bytes
     chunk = chunk_tokens(work.tokens, vocab, hidden)
-    head_trained = any(p.state.is_trained for p in _head(work))
-    head_width = work.gathered_bytes(State.TRAINED) if head_trained else 0
+    head_width = _head_gradient_bytes(work)
     return term(
         "fused loss",
         TermKind.LOGITS,
@@ -98,14 +148,14 @@ def _head(work: Workload) -> list[Held]:
     return [p for p in work.inventory.root.parameters if p.role is wanted]
 
 
-def _evaluation(work: Workload) -> tuple[Term, ...]:
-    """Evaluation has logits and no gradients; Liger, too, computes them there."""
-    rate = forward_bytes_per_logit(work.logit_bytes, shifted_copy=work.practice.shifted_logits_copy)
+def _evaluation(work: Workload, tokens: int) -> tuple[Term, ...]:
+    """Evaluation has the logits of so many tokens and no gradients; Liger, too, computes them there."""
+    rate = _forward_rate(work)
     return term(
         "logits in evaluation",
         TermKind.LOGITS,
-        work.tokens * work.shape.vocab_size * rate,
+        tokens * work.shape.vocab_size * rate,
         (Phase.EVALUATION,),
-        formula=f"{work.tokens:,} tokens x {work.shape.vocab_size:,} x {rate} B",
+        formula=f"{tokens:,} tokens x {work.shape.vocab_size:,} x {rate} B",
         source=HF_SOURCE,
     )

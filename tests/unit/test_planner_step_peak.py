@@ -11,7 +11,9 @@ import torch
 from accelerate.utils.operations import convert_to_fp32
 from torch.profiler import ProfilerActivity, profile
 
+from jobs.chunked_loss import use_chunked_loss
 from launcher.planner.types import Phase
+from launcher.spec import Loss
 from tests.planner_jobs import estimate, job, only_rank
 from tests.unit.test_planner_saved_tensors import build
 
@@ -36,9 +38,11 @@ def measured_bytes(spec: Any) -> int:
     model: Any = build(spec)
     if work.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    if spec.train.loss is Loss.CHUNKED:
+        use_chunked_loss(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-    ids = torch.arange(BATCH * LENGTH).reshape(BATCH, LENGTH) % CONFIG["vocab_size"]
+    ids = torch.arange(work.tokens).reshape(spec.micro_batch, LENGTH) % spec.model.config["vocab_size"]
 
     def step() -> None:
         cast = torch.autocast("cpu", torch.bfloat16) if work.outputs_upcast else contextlib.nullcontext()
@@ -86,3 +90,24 @@ def test_peak_of_a_step(method: str, precision: str, checkpointing: str, accumul
     )
     planned = max(only_rank(spec).allocated_bytes_in(phase) for phase in STEP)
     assert planned == pytest.approx(measured_bytes(spec), rel=0.04)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16_mixed", "bf16_pure"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "chunked"])
+def test_peak_of_a_step_by_its_loss(loss: str, method: str, precision: str) -> None:
+    """With a vocabulary so large that the loss has the peak."""
+    spec = job(
+        CONFIG | {"vocab_size": 8192, "num_hidden_layers": 1},
+        method=method,
+        precision=precision,
+        loss=loss,
+        device="cpu",
+        micro_batch=2 * BATCH,
+        global_batch=2 * BATCH,
+        sequence_length=LENGTH,
+    )
+    rank = only_rank(spec)
+    planned = max(rank.allocated_bytes_in(phase) for phase in STEP)
+    measured = measured_bytes(spec)
+    print(loss, method, precision, planned, measured, planned/measured, {str(p): rank.allocated_bytes_in(p) for p in STEP})

@@ -83,6 +83,12 @@ REFUSED: list[tuple[str, str]] = [
         "train.attention=sdpa ignores the soft-capped attention that gemma2-2b was trained with: "
         "use eager or flash_attention_2",
     ),
+    # loss
+    (
+        "train.loss=chunked model=mixtral-8x7b +model.config.output_router_logits=true",
+        "train.loss=chunked leaves out the router's loss that config.json asks for (output_router_logits): "
+        "use train.loss=cross_entropy",
+    ),
     # batch and lengths
     ("train.global_batch=12", "train.global_batch=12 is not a multiple of the 8 ranks: use 8 or 16"),
     ("train.global_batch=3", "train.global_batch=3 is not a multiple of the 8 ranks: use 8"),
@@ -157,7 +163,7 @@ ON_CPU = [
         "train.precision=fp16_mixed",
         "train.precision=fp16_mixed is many times slower than fp32 on a CPU: use fp32 or bf16_mixed",
     ),
-    ("train.loss=fused_linear", "train.loss=fused_linear is a CUDA kernel: use train.loss=cross_entropy"),
+    ("train.loss=fused_linear", "train.loss=fused_linear is a CUDA kernel: use train.loss=chunked or cross_entropy"),
     (
         "train.optimizer=paged_adamw_8bit",
         "train.optimizer=paged_adamw_8bit needs CUDA memory to page: use adamw or adamw_8bit",
@@ -192,6 +198,7 @@ ACCEPTED = [
     "model=mixtral-8x7b method.dropout=0.1 method.targets=[q_proj,v_proj]",
     "mode=plan model=gemma2-2b train.attention=flash_attention_2",
     "mode=plan train.loss=fused_linear train.attention=flash_attention_2",
+    "train.loss=chunked model=gemma2-2b",
     "mode=plan device=h100-80g gpus=64 train.global_batch=64",
     "mode=plan cluster=slurm nodes=2 device=t4 train.precision=fp32",
     "train.global_batch=64 train.micro_batch=4",
