@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING, Any
 
 from launcher.errors import InputError, Problem
 from launcher.host import Host
@@ -50,9 +48,14 @@ from launcher.spec import (
     TrainSpec,
 )
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """A composed configuration as plain containers, interpolations unresolved (they are refused later)."""
+    from omegaconf import OmegaConf  # what is composed without Hydra does without it
+
     container = OmegaConf.to_container(config, resolve=False)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items() if key != "hydra"}

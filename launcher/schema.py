@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
 AUTO = "auto"
+MISSING = "???"  # as omegaconf.MISSING, without importing it: the file of the group has to give it
 
 
 @dataclass

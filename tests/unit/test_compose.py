@@ -7,7 +7,7 @@ import dataclasses
 import msgspec
 import pytest
 
-from launcher.overrides import config_groups
+from launcher.options import config_groups
 from launcher.paths import conf_dir
 from launcher.schema import JobConf
 from launcher.spec import (

@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 # Each part may import itself and what stands after it.
 LAYERS = (
-    ("main", "cli"),
+    ("cli",),
+    ("calibrating",),
+    ("main",),
     ("sweep",),
     ("execution",),
     ("workflow",),
@@ -22,8 +24,10 @@ LAYERS = (
     ("planner",),
     ("compose",),
     ("rules",),
+    ("assemble",),
     ("overrides", "reader"),
-    ("shards", "precision", "datafile", "schema", "host"),
+    ("options",),
+    ("shards", "precision", "datafile", "schema", "host", "readings"),
     ("devices", "models"),
     ("paths",),
     ("spec",),
@@ -39,6 +43,7 @@ JOBS_MAY_IMPORT = {
     "launcher.planner.types",
     "launcher.planner.tracing.events",
     "launcher.datafile",
+    "launcher.readings",
     "launcher.runs.layout",
     "launcher.runs.records",
     "launcher.render.types",

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.overrides import check_overrides, config_groups, schema_fields
+from launcher.options import config_groups, schema_fields
+from launcher.overrides import check_overrides
 
 CONF = Path(__file__).parents[2] / "conf"
 
