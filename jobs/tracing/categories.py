@@ -33,12 +33,14 @@ def note_optimizer_states(recorder: Recorder, optimizer: Any) -> None:
 
 
 def category_of(spec: JobSpec) -> Callable[[Block], TermKind]:
-    """The category of a block: as told, or else by the operation, the shape and the phase that made it."""
+    """The category of a block: as told, or else by the library, the operation, the shape and the phase that made it."""
     vocabulary = spec.model.config.get("vocab_size")
 
     def category(block: Block) -> TermKind:
         if block.category is not None:
             return block.category
+        if block.made_for is not None:
+            return block.made_for
         if block.operation.startswith(COMMUNICATION):
             return TermKind.SHARDING_BUFFERS
         if len(block.shape) > 1 and block.shape[-1] == vocabulary:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,10 @@ ScratchBytes = Callable[[Any, tuple[Any, ...], dict[str, Any]], int]
 
 @dataclass(slots=True)
 class Block:
-    """A storage that is, or was, alive. shape is its first tensor's."""
+    """A storage that is, or was, alive. shape is its first tensor's.
+
+    category: what it turned out to be; made_for: what made it, where that tells what it is for.
+    """
 
     number: int
     size_bytes: int
@@ -38,6 +42,7 @@ class Block:
     shape: tuple[int, ...]
     phase: Phase | None
     category: TermKind | None = None
+    made_for: TermKind | None = None
 
 
 @dataclass(slots=True)
@@ -75,6 +80,7 @@ class Recorder(TorchDispatchMode):
         self._alive: dict[int, int] = {}
         self._is_host: set[int] = set()
         self._pinned: set[int] = set()
+        self._made_for: TermKind | None = None
         self._current_stream = current_stream
         self._scratch_bytes = scratch_bytes
 
@@ -106,6 +112,15 @@ class Recorder(TorchDispatchMode):
         number = self._numbers.get(storage)
         if number is not None:
             self._resize(number, size_bytes)
+
+    @contextmanager
+    def within(self, category: TermKind) -> Iterator[None]:
+        """What is made meanwhile is for `category`, unless it turns out to be something else."""
+        outer, self._made_for = self._made_for, category
+        try:
+            yield
+        finally:
+            self._made_for = outer
 
     def categorise(self, tensors: Iterable[Any], category: TermKind) -> None:
         """Say what the storages of some tensors are; the first word about a storage counts."""
@@ -209,7 +224,16 @@ class Recorder(TorchDispatchMode):
         self._allocate(block.number, size_bytes, block.stream)
 
     def _new_block(self, operation: str, size_bytes: int, shape: tuple[int, ...], category: TermKind | None) -> Block:
-        block = Block(len(self.blocks), size_bytes, self._current_stream(), operation, shape, self.phase, category)
+        block = Block(
+            len(self.blocks),
+            size_bytes,
+            self._current_stream(),
+            operation,
+            shape,
+            self.phase,
+            category,
+            self._made_for,
+        )
         self.blocks.append(block)
         return block
 
