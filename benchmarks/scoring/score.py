@@ -90,9 +90,13 @@ def predicted_bytes(estimate: Estimate, metric: Metric) -> int:
 def score_case(case: Case) -> list[Score] | Skipped:
     """Every figure of a case scored, or the reason why none is."""
     try:
-        job = job_of(case)
+        return score_job(case, job_of(case))
     except Unmodelled as reason:
         return Skipped(id=case.id, group=case.group, reason=str(reason))
+
+
+def score_job(case: Case, job: Job) -> list[Score]:
+    """Every figure of a case beside the planner's."""
     estimate = answer(job)
     return [
         Score(
