@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from jobs.tracing.target import Target
 from launcher.spec import ModelSpec
@@ -40,10 +41,15 @@ def read_shapes(model: ModelSpec, options: dict[str, Any]) -> Any:
     Its loading is in the calling thread (HF_DEACTIVATE_ASYNC_LOAD, set in jobs.trace): fake tensors belong to a thread.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
     config = AutoConfig.for_model(**model.config)
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
-    weights = Weights(model_class, config)
+    weights: Mapping[str, Any] = Weights(model_class, config)
+    if is_deepspeed_zero3_enabled() and "quantization_config" not in options:
+        # integrations/deepspeed.py takes tensors: rank 0's are read, the others' have no more than a shape.
+        device = "cpu" if dist.get_rank() == 0 else "meta"
+        weights = {name: part.read(device) for name, part in weights.items()}
     return model_class.from_pretrained(None, config=config, state_dict=weights, **options)
 
 
@@ -58,7 +64,10 @@ class Slice:
         return list(self._shape)
 
     def __getitem__(self, _index: Any) -> torch.Tensor:
-        return torch.empty(self._shape, dtype=self._dtype, device="cpu")
+        return self.read("cpu")
+
+    def read(self, device: str) -> torch.Tensor:
+        return torch.empty(self._shape, dtype=self._dtype, device=device)
 
 
 class Weights(dict[str, Slice]):

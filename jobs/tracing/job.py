@@ -23,7 +23,7 @@ from jobs.model import load_model
 from jobs.prompt import IGNORED
 from jobs.start import Start
 from jobs.stop import StopRequest
-from jobs.tracing import categories
+from jobs.tracing import categories, zero
 from jobs.tracing.huggingface import read_shapes
 from jobs.tracing.recorder import Recorder
 from jobs.tracing.target import Target
@@ -134,6 +134,7 @@ class TracedJob(Job):
         if self.trainer is None:
             return
         parameters = list(self.trainer.model_wrapped.parameters())
+        zero.note(self.recorder, self.trainer.model_wrapped, self.spec)
         categories.note_parameters(self.recorder, parameters, self.spec)
         categories.note_gradients(self.recorder, parameters)
         if self.trainer.optimizer is not None:

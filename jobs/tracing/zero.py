@@ -2,20 +2,43 @@
 
 - How much memory is free decides where ZeRO-2 flattens the weights (stage_1_and_2.py, available_memory()). It is asked
   of NVML or of the host, and answered here for the planned device.
+- ZeRO-3 compares lists of numbers with rank 0's (zero/utils.py): what a fake broadcast brings has no values, and all
+  ranks do the same. Left out are the few hundred bytes that it takes for it.
+
+What a rank holds is told apart by the engine's own names, and what it makes on the way by the functions that make it.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from jobs.sharding import wrapper_name
 from jobs.tracing.recorder import Recorder
 from jobs.tracing.target import Target
+from launcher.planner.types import TermKind
 from launcher.precision import is_deepspeed
 from launcher.render.zero_config import deepspeed_config
 from launcher.runs.layout import RunFolder
-from launcher.spec import JobSpec
+from launcher.spec import JobSpec, MethodKind
+
+Current = Callable[[], Recorder | None]
+
+ZERO2_MAKES = {
+    "setup_buckets": TermKind.SHARDING_BUFFERS,
+    "reduce_ipg_grads": TermKind.SHARDING_BUFFERS,
+    "get_flat_partition": TermKind.GRADIENTS,
+    "step": TermKind.GRADIENTS,  # the averaged gradients flat, and in the master's dtype
+}
+ZERO3_MAKES = {
+    "_DeepSpeedZeroOptimizer_Stage3__reduce_and_partition_ipg_grads": TermKind.SHARDING_BUFFERS,
+    "_prepare_sub_group": TermKind.GRADIENTS,
+}
+COORDINATOR_MAKES = {"fetch_sub_module": TermKind.SHARDING_BUFFERS}
 
 
 def write_config(spec: JobSpec, run: RunFolder) -> None:
@@ -24,9 +47,13 @@ def write_config(spec: JobSpec, run: RunFolder) -> None:
         run.deepspeed.write_text(json.dumps(deepspeed_config(spec)))
 
 
-def install(target: Target, recorder: Callable[[], Recorder | None]) -> None:
-    """Answer for the planned device."""
+def install(target: Target, recorder: Current) -> None:
+    """Answer for the planned device and for the other ranks, and tell what the engine makes."""
     from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime.zero import utils
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
     def available_memory(_self: Any, _device: int | None = None) -> int:
         found = recorder()
@@ -35,3 +62,64 @@ def install(target: Target, recorder: Callable[[], Recorder | None]) -> None:
     accelerator = type(get_accelerator())
     assert hasattr(accelerator, "available_memory")
     accelerator.available_memory = available_memory
+    for name in ("assert_lst_len_same_as_other_ranks", "get_lst_from_rank0"):
+        assert hasattr(utils, name), f"deepspeed.runtime.zero.utils.{name} is gone"
+    utils.assert_lst_len_same_as_other_ranks = lambda _numbers: None
+    utils.get_lst_from_rank0 = lambda numbers: numbers
+    _tell(DeepSpeedZeroOptimizer, ZERO2_MAKES, recorder)
+    _tell(DeepSpeedZeroOptimizer_Stage3, ZERO3_MAKES, recorder)
+    _tell(PartitionedParameterCoordinator, COORDINATOR_MAKES, recorder)
+
+
+def _tell(owner: type, makes: dict[str, TermKind], recorder: Current) -> None:
+    for name, category in makes.items():
+        setattr(owner, name, _within(getattr(owner, name), category, recorder))
+
+
+def _within(function: Any, category: TermKind, recorder: Current) -> Any:
+    @functools.wraps(function)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        found = recorder()
+        if found is None:
+            return function(*args, **kwargs)
+        with found.within(category):
+            return function(*args, **kwargs)
+
+    return told
+
+
+def note(recorder: Recorder, model: Any, spec: JobSpec) -> None:
+    """What the engine holds now. A parameter that ZeRO-3 has gathered is a buffer, unless it stays gathered."""
+    if wrapper_name(model) != "DeepSpeedEngine":
+        return
+    trained = TermKind.WEIGHTS if spec.method.kind is MethodKind.FULL else TermKind.ADAPTERS
+    for parameter in model.parameters():
+        if hasattr(parameter, "ds_tensor"):
+            own = trained if parameter.requires_grad else TermKind.WEIGHTS
+            recorder.categorise([parameter.ds_tensor], own)
+            recorder.categorise([parameter], own if parameter.ds_persist else TermKind.SHARDING_BUFFERS)
+    engine = model.optimizer
+    for names, category in HELD:
+        for name in names:
+            recorder.categorise(_tensors(getattr(engine, name, None)), category)
+
+
+HELD = (
+    (("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"), TermKind.MASTER_WEIGHTS),
+    (("averaged_gradients", "grad_partitions_flat_buffer"), TermKind.GRADIENTS),
+    (
+        ("temp_grad_buffer_for_cpu_offload", "temp_grad_buffer_for_gpu_offload", "param_groups_fp16_flat_cpu_memory"),
+        TermKind.SHARDING_BUFFERS,
+    ),
+)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """All tensors in lists and dicts of them."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for part in value for tensor in _tensors(part)]
+    return []
