@@ -204,6 +204,29 @@ def evaluate(run: str, runs_dir: Path, as_json: bool) -> int:
     return _run_job("jobs.evaluate", _resolve(run, runs_dir), *["--json"] * as_json)
 
 
+@cli.command()
+@click.option("--cpu", is_flag=True, help="Measure CPU ranks instead: eight short jobs, some minutes.")
+@click.option(
+    "--shard",
+    "shards",
+    multiple=True,
+    type=click.Choice(["ddp", "fsdp", "zero2", "zero3"]),
+    help="With --cpu: only this sharding; may be given several times.",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="The folder to keep it in; FITLAUNCH_CALIBRATION otherwise."
+)
+def calibrate(cpu: bool, shards: tuple[str, ...], output: Path | None) -> None:
+    """Measure on this host what no formula gives, for its plans."""
+    from launcher.calibrating.command import calibrate as run_calibration
+    from launcher.report.console import make_console
+    from launcher.spec import ShardKind
+
+    if shards and not cpu:
+        raise click.UsageError("--shard has no effect without --cpu")
+    run_calibration(cpu=cpu, shards=tuple(map(ShardKind, shards)), output=output, console=make_console())
+
+
 @cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def launch(arguments: tuple[str, ...]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from launcher.compose import make_spec
 from launcher.devices import listed_devices
 from launcher.errors import DoesNotFit, InputError
 from launcher.host import Host
+from launcher.planner.calibration import load_constants
 from launcher.planner.plan import equivalents, make_plan
 from launcher.planner.types import MemoryPlan, Verdict
 from launcher.report.plan_json import plan_json
@@ -48,12 +50,13 @@ class Prepared:
 def prepare(overrides: Sequence[str], compose: Compose, host: Host) -> Prepared:
     """Validate and plan; with fit=auto, take the cheapest equivalent that fits. Raises InputError."""
     conf = compose(())
-    plan = make_plan(make_spec(conf, host), listed_devices())
+    constants = load_constants(os.environ)
+    plan = make_plan(make_spec(conf, host), listed_devices(), constants)
     applied: tuple[str, ...] = ()
     if conf["fit"] == Fit.AUTO and plan.verdict is Verdict.DOES_NOT_FIT:
         applied, spec = _first_that_runs(equivalents(plan), compose, host)
         if spec is not None:
-            plan = make_plan(spec, listed_devices())
+            plan = make_plan(spec, listed_devices(), constants)
     return Prepared(
         overrides=tuple(overrides),
         plan=plan,

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from launcher.spec import DeviceSpec
+from launcher.spec import DeviceSpec, ShardKind
 
 TABLE = Path(__file__).parent / "data" / "constants.yaml"
 
@@ -28,7 +28,7 @@ class Basis(StrEnum):
 
 
 class Key(StrEnum):
-    """The amounts there are. Those that begin with num_ are counts, all others bytes."""
+    """The amounts there are: bytes, but those that begin with num_ are counts, and with percent_ shares."""
 
     CUDA_CONTEXT = "cuda_context_bytes"
     CUBLAS_WORKSPACE = "cublas_workspace_bytes"
@@ -38,7 +38,7 @@ class Key(StrEnum):
     NCCL_COMMUNICATORS = "nccl_communicators_bytes"
     CUDA_HOST = "cuda_host_bytes"
     CPU_PROCESS = "cpu_process_bytes"
-    CPU_DEEPSPEED = "cpu_deepspeed_bytes"
+    CPU_SLACK = "percent_cpu_slack"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +63,17 @@ class When:
     number, the next larger one counts, then the largest.
     """
 
-    kind: str | None = None
     gpus: tuple[str, ...] | None = None
     compute_capability: tuple[int, int] | None = None
     majors: tuple[int, ...] | None = None
+    shards: tuple[ShardKind, ...] | None = None
     num_ranks: int | None = None
 
-    def matches(self, device: DeviceSpec) -> bool:
-        """Whether an entry is for this device."""
+    def matches(self, device: DeviceSpec, shard: ShardKind | None) -> bool:
+        """Whether an entry is for this device and sharding."""
         capability = device.compute_capability
         return (
-            (self.kind is None or self.kind == device.kind)
+            (self.shards is None or shard in self.shards)
             and (self.gpus is None or card_family(device.name) in self.gpus)
             and (self.compute_capability is None or self.compute_capability == capability)
             and (self.majors is None or (capability is not None and capability[0] in self.majors))
@@ -82,7 +82,8 @@ class When:
     @property
     def precision(self) -> int:
         """How narrow the condition is: a card before its capability, that before its major version."""
-        return 4 * (self.gpus is not None) + 2 * (self.compute_capability is not None) + (self.majors is not None)
+        given = (self.gpus, self.compute_capability, self.majors, self.shards)
+        return sum(weight for weight, value in zip((8, 4, 2, 1), given, strict=True) if value is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,19 +101,21 @@ class Constants:
 
     entries: Mapping[Key, tuple[Entry, ...]]
 
-    def find(self, key: Key, device: DeviceSpec, *, num_ranks: int | None = None) -> Constant | None:
+    def find(
+        self, key: Key, device: DeviceSpec, *, shard: ShardKind | None = None, num_ranks: int | None = None
+    ) -> Constant | None:
         """The most specific entry for a device; None where there is none. The later of two equal ones counts."""
         best: tuple[tuple[int, int, int], Constant] | None = None
         for entry in self.entries.get(key, ()):
-            if entry.when.matches(device):
+            if entry.when.matches(device, shard):
                 rank = (entry.priority, entry.when.precision, -_distance(entry.when.num_ranks, num_ranks))
                 if best is None or rank >= best[0]:
                     best = (rank, entry.constant)
         return None if best is None else best[1]
 
-    def get(self, key: Key, device: DeviceSpec) -> Constant:
+    def get(self, key: Key, device: DeviceSpec, *, shard: ShardKind | None = None) -> Constant:
         """The most specific entry for a device, of an amount that has one for every device."""
-        found = self.find(key, device)
+        found = self.find(key, device, shard=shard)
         assert found is not None, f"{TABLE} has no {key} for {device.name}"
         return found
 
@@ -153,5 +156,6 @@ def _entry(line: dict[str, Any]) -> Entry:
             gpus=tuple(when["gpu"]) if "gpu" in when else None,
             compute_capability=None if capability is None else (capability[0], capability[1]),
             majors=tuple(when["major"]) if "major" in when else None,
+            shards=tuple(map(ShardKind, when["shard"])) if "shard" in when else None,
         ),
     )

@@ -22,9 +22,7 @@ def host_ram_bytes_per_node(work: Workload, device_bytes_per_rank: int) -> int:
     ranks = work.spec.gpus_per_node
     if not work.on_cuda:
         return ranks * device_bytes_per_rank
-    process = work.constants.get(constants.Key.CPU_PROCESS, work.spec.device).amount
-    if is_deepspeed(work.spec.shard.kind):
-        process += work.constants.get(constants.Key.CPU_DEEPSPEED, work.spec.device).amount
+    process = work.constants.get(constants.Key.CPU_PROCESS, work.spec.device, shard=work.spec.shard.kind).amount
     return ranks * process + max(loading_bytes(work), ranks * offloaded_bytes_per_rank(work))
 
 

@@ -41,16 +41,14 @@ def managed_term(work: Workload, tensors: tuple[tuple[int, int], ...]) -> tuple[
 
 def cpu_process_terms(work: Workload) -> tuple[Term, ...]:
     """The process of a rank in host RAM before any tensor of the job."""
-    found = [("interpreter and libraries", Key.CPU_PROCESS)]
-    if is_deepspeed(work.spec.shard.kind):
-        found.append(("DeepSpeed", Key.CPU_DEEPSPEED))
-    return tuple(
-        made
-        for name, key in found
-        for constant in [_constant(work, key)]
-        for made in term(
-            name, TermKind.OUTSIDE, constant.amount, ALWAYS, formula="one process", source=constant.provenance
-        )
+    constant = work.constants.get(Key.CPU_PROCESS, work.spec.device, shard=work.spec.shard.kind)
+    return term(
+        "interpreter and libraries",
+        TermKind.OUTSIDE,
+        constant.amount,
+        ALWAYS,
+        formula="one process",
+        source=constant.provenance,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from launcher.planner.constants import Constants, Key, listed_constants
 from launcher.planner.types import RankPlan, Verdict
 from launcher.spec import JobSpec, ShardKind
 
@@ -16,11 +17,6 @@ RESERVED_PERCENT = {
     ShardKind.ZERO2: 117,
     ShardKind.ZERO3: 108,
 }
-
-# Resident over allocated on CPU ranks: SmolLM2-135M with LoRA over DDP peaked at 3.27 GiB, of which 0.81 are the
-# interpreter and libraries and 1.51 tensors. A fixed MALLOC_MMAP_THRESHOLD_ would bring it down to 2.4 GiB and cost a
-# third of the speed in page faults.
-CPU_RESERVED_PERCENT = 162
 
 # How far the allocated bytes may be off, in percent of them; the bounds also take in the allocator's slack.
 # One rank: 57 public measurements on one GPU (LoRA, QLoRA and full, 1.1B to 7B; the loss and the optimizer of their
@@ -46,13 +42,16 @@ class Need:
     high_bytes: int
 
 
-def need(spec: JobSpec, rank: RankPlan) -> Need:
+def need(spec: JobSpec, rank: RankPlan, constants: Constants | None = None) -> Need:
     """The process's size on the device: allocated, the allocator's slack, and what lies outside it.
 
     A CPU has no caching allocator, but glibc keeps most of what is freed in pieces below 32 MiB.
     """
     allocated, outside = rank.allocated_bytes, rank.outside_bytes
-    slack_percent = RESERVED_PERCENT[spec.shard.kind] if spec.device.kind == "cuda" else CPU_RESERVED_PERCENT
+    if spec.device.kind == "cuda":
+        slack_percent = RESERVED_PERCENT[spec.shard.kind]
+    else:
+        slack_percent = (constants or listed_constants()).get(Key.CPU_SLACK, spec.device).amount
     reserved = allocated * slack_percent // 100
     interval = INTERVAL_PERCENT[spec.shard.kind]
     return Need(
