@@ -111,6 +111,7 @@ def _device(spec: JobSpec, host: HostFacts) -> dict[str, str]:
             "DS_ACCELERATOR": "cpu",
         }
     added = {
+        "CUDA_MODULE_LOADING": "LAZY",  # with EAGER in the user's shell the context takes twice what is planned
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         # Where the flight recorder says which collective each rank was in when one timed out.
         "TORCH_FR_DUMP_TEMP_FILE": "logs/nccl-trace-rank-",
