@@ -158,6 +158,13 @@ def optimizer_sharded(num_local_elements: int, num_trained: int, spec: JobSpec) 
         raise CheckFailed(f"this rank holds {num_local_elements} optimizer-state elements: they are not sharded")
 
 
+def optimizer_complete(num_state_elements: int, trained: Group, spec: JobSpec) -> None:
+    """Adam keeps two moments for every trained element that this rank holds; DeepSpeed pads its partitions."""
+    expected = 2 * trained.num_local_elements
+    if not is_deepspeed(spec.shard.kind) and num_state_elements != expected:
+        raise CheckFailed(f"the optimizer keeps {num_state_elements} state elements, and {expected} belong to it")
+
+
 def distinct_rows(rows: list[int], num_rows: int, spec: JobSpec) -> dict[str, int]:
     """All ranks together were given as many different rows in the first step as there were places for them."""
     by_rank = gather(rows)

@@ -193,6 +193,7 @@ class Job:
         states = checks.optimizer_states(model, self.trainer.optimizer.optimizer, self.spec)
         num_trained = self.groups[checks.TRAINED].num_elements
         checks.optimizer_sharded(states["num_local_elements"], num_trained, self.spec)
+        checks.optimizer_complete(states["num_local_elements"], self.groups[checks.TRAINED], self.spec)
         self.found["optimizer_states"] = states
         self.found["optimizer_elements_by_rank"] = checks.gather(states["num_local_elements"])
         self.write_started()

@@ -6,19 +6,23 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from jobs.tracing.recorder import Block, Recorder
 from launcher.planner.types import Phase, TermKind
-from launcher.spec import JobSpec, MethodKind
+from launcher.spec import JobSpec, MethodKind, ShardKind
 
 COMMUNICATION = ("c10d::", "fsdp::", "_c10d_functional::")
 
 
 def note_parameters(recorder: Recorder, parameters: Iterable[Any], spec: JobSpec) -> None:
-    """Weights, and what is trained beside them."""
+    """Weights, and what is trained beside them. Under FSDP2 they are shards; a whole one is an all-gathered copy."""
     trained = TermKind.WEIGHTS if spec.method.kind is MethodKind.FULL else TermKind.ADAPTERS
     for parameter in parameters:
-        recorder.categorise([parameter], trained if parameter.requires_grad else TermKind.WEIGHTS)
+        kind = trained if parameter.requires_grad else TermKind.WEIGHTS
+        if spec.shard.kind is ShardKind.FSDP and not isinstance(parameter, DTensor):
+            kind = TermKind.SHARDING_BUFFERS
+        recorder.categorise([parameter], kind)
 
 
 def note_gradients(recorder: Recorder, parameters: Iterable[Any]) -> None:

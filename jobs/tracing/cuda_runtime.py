@@ -157,6 +157,7 @@ def install(target: Target, recorder: Callable[[], Recorder | None]) -> None:
     for name in ("_cuda_getCurrentRawStream", "_cuda_getDevice"):
         if not hasattr(torch._C, name):
             setattr(torch._C, name, _number)
+    torch._C._get_accelerator = lambda *_: torch.device("cuda")  # FSDP2 makes its default mesh for it
     torch.Stream, torch.Event = Stream, Event  # type: ignore[misc, assignment]
     torch.accelerator.current_stream = lambda *_: Stream.current  # type: ignore[assignment, return-value]
     torch.accelerator.current_accelerator = lambda *_, **__: torch.device("cuda")

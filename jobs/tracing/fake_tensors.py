@@ -16,6 +16,7 @@ from jobs.tracing.recorder import Recorder
 def install(recorder: Callable[[], Recorder | None]) -> None:
     """Let modules move, optimizers step and storages resize as those of real tensors."""
     _number_no_host()
+    _give_addresses()
     _let_modules_move()
     _let_optimizers_choose()
     _watch_resizes(recorder)
@@ -30,6 +31,27 @@ def _number_no_host() -> None:
         return torch.device("cpu") if device.type == "cpu" else original(device)
 
     FakeTensor._normalize_fake_device = staticmethod(normalise)  # type: ignore[method-assign]
+
+
+def _give_addresses() -> None:
+    """Fake storages all lie at address 0. accelerate finds a parameter's shard by it (1.15, accelerator.py
+    _prepare_fsdp2), FSDP2 whether a shard is still where it was: every storage gets an address of its own."""
+    storage_address = torch.UntypedStorage.data_ptr
+
+    def of_storage(self: torch.UntypedStorage) -> int:
+        if self.device.type != "meta":
+            return int(storage_address(self))
+        return int(self._cdata) << SPACING if self.nbytes() else 0
+
+    def of_tensor(self: torch.Tensor) -> int:
+        start = self.untyped_storage().data_ptr()
+        return start + self.storage_offset() * self.element_size() if start else 0
+
+    torch.UntypedStorage.data_ptr = of_storage  # type: ignore[method-assign]
+    FakeTensor.data_ptr = of_tensor  # type: ignore[method-assign]
+
+
+SPACING = 48  # bits between two addresses: more than any storage is large
 
 
 def _let_modules_move() -> None:
@@ -57,7 +79,8 @@ def _let_modules_move() -> None:
 def _moved(parameter: nn.Parameter, function: Callable[[torch.Tensor], torch.Tensor]) -> nn.Parameter:
     with torch.no_grad():
         new = function(parameter)
-        if not isinstance(parameter, FakeTensor) or not isinstance(new, FakeTensor):  # from the meta device, or to it
+        fake = isinstance(parameter, FakeTensor) and isinstance(new, FakeTensor)
+        if not fake or not torch._has_compatible_shallow_copy_type(parameter, new):  # from the meta device, or to it
             return nn.Parameter(new, requires_grad=parameter.requires_grad)
         if parameter.grad is not None:
             _set_data(parameter.grad, function(parameter.grad))

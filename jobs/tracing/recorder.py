@@ -81,6 +81,7 @@ class Recorder(TorchDispatchMode):
         self._is_host: set[int] = set()
         self._pinned: set[int] = set()
         self._made_for: TermKind | None = None
+        self._paused = False
         self._current_stream = current_stream
         self._scratch_bytes = scratch_bytes
 
@@ -96,6 +97,15 @@ class Recorder(TorchDispatchMode):
     def empty_cache(self) -> None:
         """torch.cuda.empty_cache() was called."""
         self.main.events.append((Kind.EMPTY_CACHE, 0, 0, 0))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Record nothing inside: the libraries' own computations with shapes, which a run does on meta."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
 
     def hold(self, name: str, size_bytes: int, category: TermKind) -> None:
         """Memory that a library takes from the allocator and keeps, with no tensor to show for it."""
@@ -135,7 +145,11 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if any(_is_wrapper(kind) for kind in types):
+            return NotImplemented  # a DTensor then runs the same operation on its shard, which comes here
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return self._answer(args[0])
         if func is aten.equal.default and isinstance(args[0], FakeTensor):
@@ -300,12 +314,16 @@ class Recorder(TorchDispatchMode):
         return tuple(labels), written(self.main, is_host=False), host
 
 
+def _is_wrapper(kind: type) -> bool:
+    return not issubclass(kind, FakeTensor) and hasattr(kind, "__tensor_flatten__")
+
+
 def flat_tensors(tensor: Any) -> Iterable[torch.Tensor]:
     """The plain tensors that a tensor consists of: a DTensor's shard, a subclass' parts, or itself."""
     if not isinstance(tensor, torch.Tensor):
         return
-    if not isinstance(tensor, FakeTensor) and hasattr(tensor, "__tensor_flatten__"):
-        for name in tensor.__tensor_flatten__()[0]:
+    if _is_wrapper(type(tensor)):
+        for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
             yield from flat_tensors(getattr(tensor, name))
         return
     yield tensor

@@ -47,6 +47,7 @@ def record(spec: JobSpec, rank: int) -> Trace:
         ddp,
         fake_cuda,
         fake_tensors,
+        fsdp,
         huggingface,
         kernels,
         process_group,
@@ -75,6 +76,8 @@ def record(spec: JobSpec, rank: int) -> Trace:
     huggingface.install(target)
     if spec.shard.kind is ShardKind.DDP:
         ddp.install(notes.append)
+    if spec.shard.kind is ShardKind.FSDP:
+        fsdp.install(lambda: recorder)
     if is_deepspeed(spec.shard.kind):
         zero.install(target, lambda: recorder)
     selftest.run(target)
