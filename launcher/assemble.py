@@ -6,6 +6,7 @@ sweeps, interpolations, and defaults lists in any file but config.yaml. A test h
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,10 +141,10 @@ def _read_list(text: str) -> list[Any]:
 def _composed(conf_dir: Path, chosen: Mapping[str, str], options: Options) -> dict[str, Any]:
     """config.yaml's defaults list carried out, in its order, on top of the schema."""
     conf = dataclasses.asdict(JobConf())
-    root = _read_file(conf_dir / "config.yaml")
-    for entry in root.pop("defaults"):
+    root = _read_file(conf_dir / "config.yaml").values
+    for entry in root["defaults"]:
         if entry == "_self_":
-            _merge(conf, {key: value for key, value in root.items() if key != "hydra"})
+            _merge(conf, {key: value for key, value in root.items() if key not in ("defaults", "hydra")})
         elif isinstance(entry, dict):
             ((group, name),) = entry.items()
             if group in options.groups:
@@ -152,14 +153,13 @@ def _composed(conf_dir: Path, chosen: Mapping[str, str], options: Options) -> di
 
 
 def _merge_group(conf: dict[str, Any], path: Path) -> None:
-    values = _read_file(path)
-    if "defaults" in values:
+    file = _read_file(path)
+    if "defaults" in file.values:
         rule = "has a defaults list, which only Hydra reads"
         raise InputError(
             [Problem(field=path.parent.name, value=path.stem, rule=rule, way_out="use launch.py mode=plan")]
         )
-    is_global = path.read_text(encoding="utf-8").startswith(GLOBAL)
-    _merge(conf, values if is_global else {path.parent.name: values})
+    _merge(conf, file.values if file.is_global else {path.parent.name: file.values})
 
 
 def _merge(conf: dict[str, Any], values: Mapping[str, Any], schema: type = JobConf, place: str = "") -> None:
@@ -186,7 +186,9 @@ def _hints(schema: type) -> dict[str, Any]:
 def _coerced(value: Any, hint: Any) -> Any:
     """A value in the field's type where Hydra would convert it: a whole number to a float, anything to text."""
     parts = set(get_args(hint) or (hint,)) - {type(None)}
-    if value is None or hint is Any or isinstance(value, list | dict):
+    if isinstance(value, list | dict):
+        return copy.deepcopy(value)  # files are read once, and their values stay as they were
+    if value is None or hint is Any:
         return value
     if parts == {float} and has_type(value, hint):
         return float(value)
@@ -222,10 +224,20 @@ Loader.add_implicit_resolver(
 )
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class File:
+    """A file of conf/: what it sets, and whether it sets it at the root or under its group's name."""
+
+    values: Mapping[str, Any]
+    is_global: bool
+
+
+@cache
+def _read_file(path: Path) -> File:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506
+        text = path.read_text(encoding="utf-8")
+        values = yaml.load(text, Loader=Loader)  # noqa: S506
     except (OSError, yaml.YAMLError) as error:
-        text = " ".join(str(error).split())
-        raise InputError([Problem(field=str(path), value=None, rule=f"cannot be read: {text}")]) from None
-    return values or {}
+        words = " ".join(str(error).split())
+        raise InputError([Problem(field=str(path), value=None, rule=f"cannot be read: {words}")]) from None
+    return File(values or {}, text.startswith(GLOBAL))

@@ -96,7 +96,7 @@ class ActivationCheckpointing(StrEnum):
 
 
 class Loss(StrEnum):
-    """Cross entropy over materialised logits, over those of some tokens at a time, or by Liger's fused kernel (CUDA)."""
+    """Cross entropy over all logits, over those of some tokens at a time, or by Liger's fused kernel (CUDA)."""
 
     CROSS_ENTROPY = "cross_entropy"
     CHUNKED = "chunked"
@@ -133,7 +133,11 @@ class Dtype(StrEnum):
     @property
     def num_bytes(self) -> int:
         """Bytes of one element."""
-        return {"bfloat16": 2, "float16": 2, "float32": 4, "uint8": 1}[self.value]
+        return _NUM_BYTES[self]
+
+
+# Asked for some thousand times in every plan.
+_NUM_BYTES = {Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2, Dtype.FLOAT32: 4, Dtype.UINT8: 1}
 
 
 class ClusterKind(StrEnum):

@@ -18,11 +18,22 @@ def smallest_card(estimator: Estimator, spec: JobSpec, cards: Sequence[DeviceSpe
 
     More cards help only where the sharding splits something.
     """
+    found = (smallest_card_of(estimator, sized, cards) for sized in _sizes(spec))
+    return next((card for card in found if card is not None), None)
+
+
+def smallest_card_of(estimator: Estimator, spec: JobSpec, cards: Sequence[DeviceSpec]) -> str | None:
+    """The card with the least memory on which a job fits as it is, as 'a100-80g x 2' where it has two ranks."""
     usable = sorted((card for card in cards if can_compute(card, spec)), key=lambda card: card.memory_bytes or 0)
-    for sized in _sizes(spec):
-        for card in usable:
-            if estimator.best(dataclasses.replace(sized, device=card)).fits:
-                return f"{card.name} x {sized.world_size}"
+    least_bytes = 0
+    for card in usable:
+        # What lies outside the allocator differs a little between cards: not by as much as an interval is wide.
+        if (card.memory_bytes or 0) < least_bytes:
+            continue
+        found = estimator.best(dataclasses.replace(spec, device=card))
+        if found.fits:
+            return f"{card.name} x {spec.world_size}"
+        least_bytes = found.need.low_bytes
     return None
 
 

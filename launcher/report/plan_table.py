@@ -47,7 +47,7 @@ def show_plan(plan: MemoryPlan, console: Console, *, explain: bool = False) -> N
     if explain:
         _show_terms(plan, console)
     _show_verdict(plan, console)
-    _show_suggestions(plan.suggestions, console)
+    show_suggestions(plan.suggestions, console)
 
 
 def _header(plan: MemoryPlan) -> tuple[Text, Text, Text]:
@@ -253,7 +253,7 @@ def _show_verdict(plan: MemoryPlan, console: Console) -> None:
         show(console, Text(f"As it is, it would fit {plan.smallest_card}."))
 
 
-def _show_suggestions(suggestions: Sequence[Suggestion], console: Console) -> None:
+def show_suggestions(suggestions: Sequence[Suggestion], console: Console) -> None:
     """Those that train the same first. A narrow terminal folds commands between their words, and notes."""
     same = [suggestion for suggestion in suggestions if not suggestion.changes_training]
     other = [suggestion for suggestion in suggestions if suggestion.changes_training]

@@ -20,7 +20,7 @@ LAYERS = (
     ("execution",),
     ("workflow",),
     ("report", "targets"),
-    ("runs", "render"),
+    ("runs", "render", "fitting"),
     ("planner",),
     ("compose",),
     ("rules",),
