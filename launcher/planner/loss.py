@@ -87,29 +87,38 @@ def _one_chunk(work: Workload) -> int:
     return min(CHUNK_TOKENS, work.tokens)
 
 
-def chunked_bytes(work: Workload) -> tuple[int, int, int]:
-    """The backward pass at its three high points: in one chunk's softmax, while the head's gradient from one chunk is
-    added to those before, and when the gradients of all chunks' hidden states are joined (split's backward)."""
+def chunked_bytes(work: Workload) -> dict[str, int]:
+    """The backward pass at its high points, by what it does there. It goes from the last chunk to the first.
+
+    Gradients of the hidden states gather chunk by chunk. A trained head's gradient is made by each chunk; the first
+    two are added into a third, and those after them in place (InputBuffer::accumulate: a transposed gradient is not
+    added to). The hidden states, which the checkpoints hold, are the final norm's.
+    """
     vocab, hidden, width = work.shape.vocab_size, work.shape.hidden_size, work.compute_bytes
+    num_chunks = ceil_div(work.tokens, CHUNK_TOKENS)
     logits = _one_chunk(work) * vocab
     rate = max(forward_bytes_per_logit(work.logit_bytes), backward_bytes_per_logit())
     inputs = work.tokens * hidden * width
+    per_chunk = _one_chunk(work) * hidden * width
     head = vocab * hidden * _head_gradient_bytes(work)
-    softmax = logits * rate + _soft_cap(work, logits)
-    return softmax + inputs + head, logits * width + inputs + 2 * head, 2 * inputs + head
+    several = num_chunks > 1
+    return {
+        "a chunk's softmax": logits * rate + _soft_cap(work, logits) + inputs - per_chunk + several * head,
+        "a chunk's products": logits * width + inputs + (1 + several) * head,
+        "adding the head's gradients": several * (2 * per_chunk + 3 * head),
+    }
 
 
 def _chunked(work: Workload) -> tuple[Term, ...]:
-    chunk, vocab, width = _one_chunk(work), work.shape.vocab_size, _head_gradient_bytes(work)
-    names = ("softmax of a chunk", "adding the head's gradient", "joining the hidden states' gradients")
-    size, name = max(zip(chunked_bytes(work), names, strict=True))
+    sizes = chunked_bytes(work)
+    highest = max(sizes, key=lambda point: sizes[point])
     return term(
         "chunked loss",
         TermKind.LOGITS,
-        size,
+        sizes[highest],
         (Phase.LOSS,),
-        formula=f"{name}: chunks of {chunk:,} of {work.tokens:,} tokens x {vocab:,} logits, "
-        f"{work.shape.hidden_size:,} x {work.compute_bytes} B a token, head's gradient {width} B",
+        formula=f"{highest}: {_one_chunk(work):,} of {work.tokens:,} tokens x {work.shape.vocab_size:,} logits; "
+        f"{work.shape.hidden_size:,} x {work.compute_bytes} B a token; head's gradient {_head_gradient_bytes(work)} B",
         source=CHUNKED_SOURCE,
     )
 
