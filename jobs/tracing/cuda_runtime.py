@@ -112,9 +112,9 @@ def install(target: Target, recorder: Callable[[], Recorder | None]) -> None:
     replaced: dict[str, Any] = {
         "Stream": Stream,
         "Event": Event,
-        "_exchange_device": _number,
-        "_lazy_init": _nothing,
-        "_maybe_exchange_device": _number,
+        "_exchange_device": _number(),
+        "_lazy_init": _nothing(),
+        "_maybe_exchange_device": _number(),
         "current_device": lambda: target.local_rank,
         "current_stream": lambda *_: Stream.current,
         "default_stream": lambda *_: default,
@@ -129,51 +129,54 @@ def install(target: Target, recorder: Callable[[], Recorder | None]) -> None:
         "is_bf16_supported": lambda *_, **__: target.capability >= (8, 0),
         "is_current_stream_capturing": lambda: False,
         "is_initialized": lambda: True,
-        "manual_seed": _nothing,
-        "manual_seed_all": _nothing,
+        "manual_seed": _nothing(),
+        "manual_seed_all": _nothing(),
         "max_memory_allocated": allocated,
         "max_memory_reserved": allocated,
         "mem_get_info": lambda *_: (target.memory_bytes - allocated(), target.memory_bytes),
         "memory_allocated": allocated,
         "memory_reserved": allocated,
         "memory_stats": lambda *_: {},
-        "reset_max_memory_allocated": _nothing,
-        "reset_max_memory_cached": _nothing,
-        "reset_peak_memory_stats": _nothing,
-        "set_device": _nothing,
-        "set_rng_state": _nothing,
-        "set_rng_state_all": _nothing,
+        "reset_max_memory_allocated": _nothing(),
+        "reset_max_memory_cached": _nothing(),
+        "reset_peak_memory_stats": _nothing(),
+        "set_device": _nothing(),
+        "set_rng_state": _nothing(),
+        "set_rng_state_all": _nothing(),
         "set_stream": _set_stream,
         "stream": lambda stream: stream if stream is not None else contextlib.nullcontext(),
-        "synchronize": _nothing,
+        "synchronize": _nothing(),
     }
     for name, value in replaced.items():
         assert hasattr(cuda, name), f"torch.cuda.{name} is gone: what replaced it must be answered too"
         setattr(cuda, name, value)
     for name in ("range_push", "range_pop", "mark"):
-        setattr(cuda.nvtx, name, _number)
+        setattr(cuda.nvtx, name, _number())
     torch.version.cuda = torch.version.cuda or CUDA_VERSION
     cuda.nccl.version = lambda: NCCL_VERSION
     for name in ("_cuda_getCurrentRawStream", "_cuda_getDevice"):
         if not hasattr(torch._C, name):
-            setattr(torch._C, name, _number)
+            setattr(torch._C, name, _number())
     torch._C._get_accelerator = lambda *_: torch.device("cuda")  # FSDP2 makes its default mesh for it
     torch.Stream, torch.Event = Stream, Event  # type: ignore[misc, assignment]
     torch.accelerator.current_stream = lambda *_: Stream.current  # type: ignore[assignment, return-value]
     torch.accelerator.current_accelerator = lambda *_, **__: torch.device("cuda")
     torch.accelerator.is_available = lambda: True
     # A block used on another stream is freed when that stream has caught up, which here is at once.
-    torch.Tensor.record_stream = FakeTensor.record_stream = _nothing  # type: ignore[assignment, method-assign]
+    torch.Tensor.record_stream = FakeTensor.record_stream = _nothing()  # type: ignore[assignment, method-assign]
     # FakeTensorMode would ask a CUDA device to exist before it makes a tensor for it.
     FakeTensorMode.avoid_device_init = property(lambda _self: True)  # type: ignore[assignment]
 
 
-def _nothing(*_: Any, **__: Any) -> None:
-    return None
+# Each a function of its own: torch._dynamo keeps a table of torch's functions and takes none of them twice.
 
 
-def _number(*_: Any, **__: Any) -> int:
-    return 0
+def _nothing() -> Callable[..., None]:
+    return lambda *_, **__: None
+
+
+def _number() -> Callable[..., int]:
+    return lambda *_, **__: 0
 
 
 def _set_stream(stream: Stream) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -26,6 +26,10 @@ aten = torch.ops.aten
 
 ScratchBytes = Callable[[Any, tuple[Any, ...], dict[str, Any]], int]
 """Bytes that an operation holds while it runs and frees before it returns, given it and its arguments."""
+
+
+Expansion = Callable[..., Any]
+"""What an operation does inside, in operations that can be recorded."""
 
 
 @dataclass(slots=True)
@@ -60,6 +64,8 @@ class Recorder(TorchDispatchMode):
     current_stream: tells the number of the stream in use. scratch_bytes: see ScratchBytes.
     """
 
+    _active: ClassVar[Recorder | None] = None
+
     def __init__(
         self,
         device: str,
@@ -81,9 +87,29 @@ class Recorder(TorchDispatchMode):
         self._is_host: set[int] = set()
         self._pinned: set[int] = set()
         self._made_for: TermKind | None = None
+        self.expansions: Mapping[Any, Expansion] = {}
         self._paused = False
         self._current_stream = current_stream
         self._scratch_bytes = scratch_bytes
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and torch's guard against it costs as much as a small operation
+
+    def __enter__(self) -> Recorder:
+        self._outer = Recorder._active
+        Recorder._active = self
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        Recorder._active = self._outer
+
+    @classmethod
+    def active(cls) -> Recorder | None:
+        """The one that records now, for what tells it of events that no operation shows."""
+        return cls._active
 
     # What the program tells
 
@@ -159,6 +185,9 @@ class Recorder(TorchDispatchMode):
             return self._pin(args[0])
         if func is aten.is_pinned.default:
             return self._numbers.get(args[0].untyped_storage()) in self._pinned
+        if func in self.expansions:
+            with self:
+                return self.expansions[func](*args, **kwargs)
         scratch = self._scratch_bytes(func, args, kwargs)
         result = func(*args, **kwargs)
         self.num_operations += 1

@@ -49,8 +49,8 @@ def record(spec: JobSpec, rank: int) -> Trace:
         fake_tensors,
         fsdp,
         huggingface,
-        kernels,
         process_group,
+        quantised,
         selftest,
         zero,
     )
@@ -61,26 +61,25 @@ def record(spec: JobSpec, rank: int) -> Trace:
     from jobs.versions import installed_versions
 
     target = Target(spec=spec, rank=rank)
-    recorder = Recorder(target.device_type)
     notes: list[str] = []
     if target.on_cuda:
         fake_cuda.install()
-        cuda_runtime.install(target, lambda: recorder)
+        cuda_runtime.install(target, Recorder.active)
         attention.install(target)
         autocast.install()
-        recorder = Recorder(
-            "cuda", current_stream=cuda_runtime.current_stream_number, scratch_bytes=kernels.scratch_bytes
-        )
-    fake_tensors.install(lambda: recorder)
+    fake_tensors.install(Recorder.active)
     process_group.install(target)
     huggingface.install(target)
     if spec.shard.kind is ShardKind.DDP:
         ddp.install(notes.append)
     if spec.shard.kind is ShardKind.FSDP:
-        fsdp.install(lambda: recorder)
+        fsdp.install(Recorder.active)
     if is_deepspeed(spec.shard.kind):
-        zero.install(target, lambda: recorder)
+        zero.install(target, Recorder.active)
     selftest.run(target)
+    recorder = selftest.new_recorder(target)
+    if spec.method.quant_type is not None:
+        recorder.expansions = quantised.install(target, notes.append)
     with tempfile.TemporaryDirectory(prefix="fitlaunch-trace-") as folder:
         run = RunFolder(Path(folder))
         run.job.write_text(to_json(spec))
