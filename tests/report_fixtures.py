@@ -20,6 +20,7 @@ from launcher.runs.records import (
     append_record,
     write_record,
 )
+from launcher.shards import shard_defaults
 from launcher.spec import (
     ActivationCheckpointing,
     Attention,
@@ -33,13 +34,11 @@ from launcher.spec import (
     MethodKind,
     MethodSpec,
     ModelSpec,
-    Offload,
     Optimizer,
     Precision,
     Program,
     Schedule,
     ShardKind,
-    ShardSpec,
     TrackerKind,
     TrackerSpec,
     TrainSpec,
@@ -94,7 +93,7 @@ def spec(
             path="/models/tiny", config=TINY_CONFIG,
         ),
         method=method,
-        shard=ShardSpec(kind=shard, offload=Offload.NONE),
+        shard=shard_defaults(shard, TINY_CONFIG["hidden_size"], on_cuda=device.kind == "cuda"),
         data=DataSpec(name="alpaca", path="/data/rows.jsonl", eval_path=None, eval_fraction=0.1, max_samples=None),
         train=TrainSpec(
             epochs=1.0, max_steps=None, global_batch=64, micro_batch=micro_batch, sequence_length=1024, packing=False,

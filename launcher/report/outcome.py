@@ -12,8 +12,10 @@ from launcher.planner.types import MemoryPlan
 from launcher.report.console import columns, heading, indented, show
 from launcher.report.curve import draw_curve
 from launcher.report.describe import batch_words, job_words, model_words, plural, trained_words
+from launcher.report.less_memory import show_less_memory
 from launcher.report.record import RankMemory, Report, make_report
 from launcher.report.sweep_table import STATUS_STYLE, loss_words
+from launcher.runs.cause import is_out_of_memory
 from launcher.runs.layout import RunFolder
 from launcher.runs.outcome import Outcome
 from launcher.runs.records import Started, Status, read_record, write_record
@@ -47,6 +49,8 @@ def show_outcome(outcome: Outcome, report: Report, spec: JobSpec, console: Conso
     show(console, Text.assemble("\n", (status, f"bold {STATUS_STYLE.get(report.status, 'default')}")))
     if report.status is Status.FAILED:
         _show_failure(outcome, console)
+        if any(is_out_of_memory(failure) for failure in outcome.failures):
+            show_less_memory(spec, console)
     _show_job(report, spec, console)
     if report.memory:
         _show_memory(report, spec, console)

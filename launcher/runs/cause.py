@@ -48,6 +48,14 @@ def first_cause(failures: Sequence[Failed], deaths: Sequence[Death], *, otherwis
     return Cause(text=f"the ranks ended without a result; {otherwise}", rank=None)
 
 
+def is_out_of_memory(failure: Failed) -> bool:
+    """Whether a rank failed for want of memory: torch's own error, or what CUDA, NCCL and the CPU allocator say."""
+    message = failure.message.lower()
+    return failure.error_type in ("OutOfMemoryError", "MemoryError") or any(
+        words in message for words in ("out of memory", "can't allocate memory")
+    )
+
+
 def _is_killed(death: Death) -> bool:
     return death.exit_code is not None and death.exit_code < 0 and death.exit_code != -signal.SIGTERM
 

@@ -23,7 +23,7 @@ from launcher.spec import (
 
 def settings(spec: JobSpec, hidden_size: int) -> Iterator[tuple[Change, ...]]:
     """Every combination of equivalent changes, beginning with none of them; the micro batch is not among them."""
-    choices = (_checkpointing(spec), _losses(spec), _shardings(spec, hidden_size))
+    choices = (checkpointing(spec), _losses(spec), _shardings(spec, hidden_size))
     for chosen in itertools.product(*((None, *options) for options in choices)):
         yield tuple(change for change in chosen if change is not None)
 
@@ -37,7 +37,8 @@ def smaller_micro_batch(size: int) -> Change:
     )
 
 
-def _checkpointing(spec: JobSpec) -> tuple[Change, ...]:
+def checkpointing(spec: JobSpec) -> tuple[Change, ...]:
+    """Blocks that recompute what the backward pass needs; nothing where they do already."""
     full = ActivationCheckpointing.FULL
     if spec.train.activation_checkpointing is full:
         return ()
