@@ -6,8 +6,8 @@ from __future__ import annotations
 from launcher.models import Role
 from launcher.planner import attention
 from launcher.planner.block import FP32, BlockBytes, block_bytes
-from launcher.planner.gradients import Moment
-from launcher.planner.terms import term
+from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place
+from launcher.planner.terms import at, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.workload import Workload
 
@@ -17,9 +17,14 @@ INDEX_BYTES = 8
 INDEX_TENSORS = 4  # input ids, labels, attention mask and shifted labels, int64
 
 
-def activation_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """Every activation but the logits. `moment` is what the backward phase stands for."""
-    return (*_batch(work), *_kept(work, moment), *_running(work, moment), *_final_norm(work))
+def activation_terms(work: Workload) -> tuple[Term, ...]:
+    """Those that do not depend on how far the backward pass is."""
+    return (*_batch(work), *_forward(work))
+
+
+def activations_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """Those of one moment: what waits for its backward pass, and what runs."""
+    return (*_kept(work, moment), *_running(work, moment), *_final_norm(work, moment))
 
 
 def _batch(work: Workload) -> tuple[Term, ...]:
@@ -32,47 +37,83 @@ def _batch(work: Workload) -> tuple[Term, ...]:
         TermKind.ACTIVATIONS,
         size,
         phases,
-        formula=f"{work.tokens:,} tokens x {INDEX_TENSORS * INDEX_BYTES} B + mask + 2 x S x head_dim",
+        formula=f"{work.tokens:,} tokens x {INDEX_TENSORS * INDEX_BYTES} B + mask"
+        f" {attention.mask_bytes(work):,} B + rotary {rotary:,} B",
         source="transformers 5.23 masking_utils.py, modeling_llama.py LlamaRotaryEmbedding",
     )
 
 
-def _kept(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """What the blocks that are not running have kept."""
+def _forward(work: Workload) -> tuple[Term, ...]:
+    """The last block's forward pass, with all that the blocks before it have kept; and a block in evaluation."""
+    kinds = [block_bytes(work, block) for block in work.inventory.blocks]
+    rates = (
+        ("running block", max(forward_peak(work, kind) for kind in kinds), Phase.FORWARD),
+        ("running block, evaluation", max(kind.forward_working for kind in kinds), Phase.EVALUATION),
+    )
+    whole, formula, source = _kept_by_all(work)
+    waiting = whole - (0 if work.checkpointing else max(kind.saved for kind in kinds))
+    return (
+        *term(
+            "kept by earlier blocks",
+            TermKind.ACTIVATIONS,
+            waiting * work.tokens,
+            (Phase.FORWARD,),
+            formula=f"({formula}{'' if work.checkpointing else ' - the running block'}) x {work.tokens:,} tokens",
+            source=source,
+        ),
+        *(
+            found
+            for name, rate, phase in rates
+            for found in term(
+                name, TermKind.ACTIVATIONS, rate * work.tokens, (phase,), formula=_rate(rate, work), source=SOURCE
+            )
+        ),
+    )
+
+
+def _kept_by_all(work: Workload) -> tuple[int, str, str]:
+    """Bytes a token that all blocks keep together, how they are counted, and the source of that."""
+    stream = work.shape.hidden_size * work.residual_bytes
     if work.checkpointing:
-        per_layer = work.shape.hidden_size * work.residual_bytes
-        name, source = "checkpoints", CHECKPOINT_SOURCE
-        whole = per_layer * work.inventory.num_layers
-        formula = f"{work.inventory.num_layers} blocks x {per_layer:,} B x {work.tokens:,} tokens"
-    else:
-        saved = [(block_bytes(work, block).saved, block.copies) for block in work.inventory.blocks]
-        name, source = "saved activations", SOURCE
-        whole = sum(size * copies for size, copies in saved) + work.shape.hidden_size * work.residual_bytes
-        whole -= max(size for size, _ in saved)  # that of the block that runs is in its own term
-        parts = " + ".join(f"{copies} blocks x {size:,} B" for size, copies in saved)
-        formula = f"({parts} - the running block) x {work.tokens:,} tokens"
-    phases = (Phase.FORWARD, Phase.LOSS, *((Phase.BACKWARD,) if moment is Moment.LAST_BLOCK else ()))
-    return term(name, TermKind.ACTIVATIONS, whole * work.tokens, phases, formula=formula, source=source)
+        num_layers = work.inventory.num_layers
+        return num_layers * stream, f"{num_layers} blocks x {stream:,} B", CHECKPOINT_SOURCE
+    saved = [(block_bytes(work, block).saved, block.copies) for block in work.inventory.blocks]
+    parts = " + ".join(f"{copies} blocks x {size:,} B" for size, copies in saved)
+    return sum(size * copies for size, copies in saved) + stream, f"{parts} + {stream:,} B", SOURCE
+
+
+def _kept(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """What blocks that are not running have kept; a checkpointed one that runs, its input too."""
+    if moment is EMBEDDING:
+        return ()
+    whole, formula, source = _kept_by_all(work)
+    if moment.place is not None and not work.checkpointing:
+        running = max(block_bytes(work, block).saved for block in work.inventory.blocks)
+        whole, formula = whole - running, f"{formula} - {running:,} B of the running block"
+    if moment.place is Place.FIRST:
+        whole = work.shape.hidden_size * work.residual_bytes
+        formula = f"the first block's input, {whole:,} B"
+    name = "checkpoints" if work.checkpointing else "saved activations"
+    return at(
+        moment,
+        name,
+        TermKind.ACTIVATIONS,
+        whole * work.tokens,
+        formula=f"({formula}) x {work.tokens:,} tokens",
+        source=source,
+    )
 
 
 def _running(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """The block that runs: forward, in the backward pass, and in evaluation."""
-    kinds = [block_bytes(work, block) for block in work.inventory.blocks]
-    stream = work.shape.hidden_size * work.residual_bytes
-    backward = stream if moment is Moment.AFTER_BLOCKS else max(kind.backward_peak for kind in kinds)
-    rates = (
-        ("running block", max(forward_peak(work, kind) for kind in kinds), Phase.FORWARD),
-        ("last block, saved", 0 if work.checkpointing else max(kind.saved for kind in kinds), Phase.LOSS),
-        ("running block, backward", backward, Phase.BACKWARD),
-        ("running block, evaluation", max(kind.forward_working for kind in kinds), Phase.EVALUATION),
-    )
-    return tuple(
-        found
-        for name, rate, phase in rates
-        for found in term(
-            name, TermKind.ACTIVATIONS, rate * work.tokens, (phase,), formula=_rate(rate, work), source=SOURCE
-        )
-    )
+    """The block that runs backward; outside the blocks, the gradient of the residual stream."""
+    if moment in BEFORE_GRADIENTS:
+        return ()
+    if moment.part is None:
+        rate = work.shape.hidden_size * work.residual_bytes
+    else:
+        rate = max(block_bytes(work, block).backward_peak(moment.part) for block in work.inventory.blocks)
+    name = "gradient of the residual stream" if moment.part is None else f"running block, {moment.part}"
+    return at(moment, name, TermKind.ACTIVATIONS, rate * work.tokens, formula=_rate(rate, work), source=SOURCE)
 
 
 def forward_peak(work: Workload, kind: BlockBytes) -> int:
@@ -80,21 +121,16 @@ def forward_peak(work: Workload, kind: BlockBytes) -> int:
     return kind.forward_working if work.checkpointing else max(kind.saved, kind.forward_working)
 
 
-def _final_norm(work: Workload) -> tuple[Term, ...]:
+def _final_norm(work: Workload, moment: Moment) -> tuple[Term, ...]:
     """The last hidden states: the block's output, the norm's fp32 input, and the normalised ones where the norm or
     the head is trained. Alive until the head's backward pass is over."""
+    if moment not in (*BEFORE_GRADIENTS, HEAD):
+        return ()
     hidden = work.shape.hidden_size
     root = work.inventory.root.parameters
     norm_trained = any(p.role is Role.NORM and p.state.is_trained for p in root)
     size = hidden * (FP32 + work.compute_bytes + (work.residual_bytes if norm_trained else 0)) + FP32
-    return term(
-        "final norm",
-        TermKind.ACTIVATIONS,
-        size * work.tokens,
-        (Phase.LOSS,),
-        formula=_rate(size, work),
-        source=SOURCE,
-    )
+    return at(moment, "final norm", TermKind.ACTIVATIONS, size * work.tokens, formula=_rate(size, work), source=SOURCE)
 
 
 def _rate(per_token: int, work: Workload) -> str:

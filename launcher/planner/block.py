@@ -13,59 +13,74 @@ from dataclasses import dataclass
 from launcher.models import Role
 from launcher.planner import attention
 from launcher.planner.inventory import Block, Held, State
+from launcher.planner.moments import Part
 from launcher.planner.workload import Workload
 
 FP32 = 4
 INDEX_BYTES = 8
 ADAPTER_MARK = ".lora_A."
+FIRST_NORM = ("input_layernorm",)
+HEAD_NORMS = ("self_attn.",)
+OTHER_NORMS = ("post_", "pre_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockBytes:
-    """Bytes a token. norms, attention, mlp and adapters are saved; *_working is what the backward pass of that part
-    needs on top at its highest point."""
+    """Bytes a token. first_norm, attention and mlp are saved, with the adapters and norms of each; *_working is what
+    the backward pass of that part needs on top at its highest point."""
 
-    norms: int
+    first_norm: int
     attention: int
     mlp: int
-    adapters: int
     attention_working: int
     mlp_working: int
+    end_working: int
     forward_working: int
 
     @property
     def saved(self) -> int:
         """Everything kept from the forward to the backward pass."""
-        return self.norms + self.attention + self.mlp + self.adapters
+        return self.first_norm + self.attention + self.mlp
 
-    @property
-    def backward_peak(self) -> int:
-        """The block's own peak in its backward pass: in the MLP all is still saved; in attention the MLP's is gone."""
-        return max(self.saved + self.mlp_working, self.saved - self.mlp + self.attention_working)
+    def backward_peak(self, part: Part) -> int:
+        """In the MLP all is still saved; in attention the MLP's is gone; at the end only the first norm's is left."""
+        match part:
+            case Part.MLP:
+                return self.saved + self.mlp_working
+            case Part.ATTENTION:
+                return self.first_norm + self.attention + self.attention_working
+            case Part.END:
+                return self.first_norm + self.end_working
 
 
 def block_bytes(work: Workload, block: Block) -> BlockBytes:
     """The bytes of one kind of block."""
     linears = {p.name.removesuffix(".weight"): p for p in block.parameters if p.role is Role.LINEAR}
     adapted = adapted_modules(block)
+    in_attention = {name: matrix for name, matrix in adapted.items() if name.startswith("self_attn.")}
+    in_mlp = {name: matrix for name, matrix in adapted.items() if name not in in_attention}
+    norms = [p for p in block.parameters if p.role is Role.NORM]
     hidden = work.shape.hidden_size
     residual = hidden * work.residual_bytes
     return BlockBytes(
-        norms=norm_bytes(work, block),
-        attention=attention.saved_bytes(work) + _attention_inputs(work, linears),
-        mlp=_mlp_saved(work, block, linears),
-        adapters=adapter_bytes(work, adapted),
+        first_norm=norm_bytes(work, norms, FIRST_NORM),
+        attention=norm_bytes(work, norms, HEAD_NORMS)
+        + attention.saved_bytes(work)
+        + _attention_inputs(work, linears)
+        + adapter_bytes(work, in_attention),
+        mlp=norm_bytes(work, norms, OTHER_NORMS) + _mlp_saved(work, block, linears) + adapter_bytes(work, in_mlp),
         attention_working=residual + attention.working_bytes(work),
+        end_working=residual + 2 * hidden * FP32,
         mlp_working=residual + (hidden * work.compute_bytes if _casts_inputs(work) else 0) + _mlp_working(work, block),
         forward_working=residual * 2 + max(attention.forward_working_bytes(work), _mlp_forward(work, block)),
     )
 
 
-def norm_bytes(work: Workload, block: Block) -> int:
+def norm_bytes(work: Workload, norms: list[Held], prefixes: tuple[str, ...]) -> int:
     """RMSNorm: the input in fp32 (a copy unless it is fp32 already), the inverse root, and the normalised input where
     the norm's weight is trained (LlamaRMSNorm.forward). Those on queries and keys run once a head."""
     total = 0
-    for norm in (p for p in block.parameters if p.role is Role.NORM):
+    for norm in (p for p in norms if p.name.startswith(prefixes)):
         vectors, width = _norm_vectors(work, norm), norm.shape[0]
         stream = work.compute_bytes if norm.name.startswith("self_attn.") else work.residual_bytes
         normalised = width * stream if norm.state.is_trained else 0

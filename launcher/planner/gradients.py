@@ -1,79 +1,92 @@
-"""Gradients that live in the parameters' own shape, over the phases of a step.
-
-The backward pass goes from the last block to the first: gradients grow while saved activations shrink, and a plan
-takes the highest of three moments.
-"""
+"""Gradients that live in the parameters' own shape, over the phases of a step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from enum import StrEnum
-
 from launcher.models import Role
 from launcher.planner.inventory import Block, Held, Inventory
-from launcher.planner.terms import FORWARD_TO_OPTIMIZER, term
+from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, LOSS, Moment, Part, Place
+from launcher.planner.terms import at, term
 from launcher.planner.types import Phase, Term, TermKind
+from launcher.planner.workload import Workload
 
 
-class Moment(StrEnum):
-    """A moment of the backward pass: in the last block, in the first, and after it, when what lies outside the blocks
-    is reduced."""
-
-    LAST_BLOCK = "in the last block"
-    FIRST_BLOCK = "in the first block"
-    AFTER_BLOCKS = "after the first block"
-
-
-def with_gradients(inventory: Inventory, moment: Moment) -> Callable[[Held, Block], int]:
-    """How many copies of a parameter of a block have their gradient at a moment of the first backward pass.
-
-    In the last block it is what follows the blocks; in the first everything but that block and the embedding, unless
-    the head is the embedding.
-    """
-    tied = not any(p.role is Role.HEAD for p in inventory.root.parameters)
-    first = inventory.largest_block
-
-    def copies(parameter: Held, block: Block) -> int:
-        if moment is Moment.AFTER_BLOCKS:
-            return block.copies
-        if block is inventory.root:
-            return 1 if tied or parameter.role is not Role.EMBEDDING else 0
-        return 0 if moment is Moment.LAST_BLOCK else block.copies - (block is first)
-
-    return copies
+def made_in_root(inventory: Inventory, moment: Moment) -> tuple[Held, ...]:
+    """The trained parameters outside the blocks that have their gradient: final norm and head from the head's
+    backward pass on, the embedding at the end. A tied one is both: its gradient waits from the head to the end."""
+    trained = inventory.root.trained
+    if moment in BEFORE_GRADIENTS:
+        return ()
+    if moment is EMBEDDING or inventory.is_tied:
+        return trained
+    return tuple(p for p in trained if not is_of_embedding(p))
 
 
-def numel_with_gradients(inventory: Inventory, moment: Moment) -> int:
-    """Trained elements that have their gradient at a moment of the first backward pass."""
-    copies = with_gradients(inventory, moment)
-    return sum(
-        parameter.numel * copies(parameter, block)
-        for block in inventory.groups
-        for parameter in block.parameters
-        if parameter.state.is_trained
+def copies_made(inventory: Inventory, block: Block, moment: Moment) -> int:
+    """How many whole blocks of a kind have all their gradients."""
+    if moment is EMBEDDING:
+        return block.copies
+    if moment.place is Place.FIRST:
+        return block.copies - (block is inventory.largest_block)
+    return 0
+
+
+def running_parts(inventory: Inventory, moment: Moment) -> tuple[Held, ...]:
+    """The trained parameters of the running block that have their gradient."""
+    if moment.part is None:
+        return ()
+    return inventory.largest_block.made_at(moment.part)
+
+
+def made_numel(inventory: Inventory, moment: Moment) -> int:
+    """Trained elements that have their gradient at a moment of a first backward pass."""
+    return (
+        sum(p.numel for p in made_in_root(inventory, moment))
+        + sum(block.trained_numel * copies_made(inventory, block, moment) for block in inventory.blocks)
+        + sum(p.numel for p in running_parts(inventory, moment))
     )
 
 
-def gradient_terms(
-    *, whole_bytes: int, so_far_bytes: int, accumulates: bool, formula: str, source: str
-) -> tuple[Term, ...]:
-    """Gradients that exist from their backward pass to the end of the optimizer step.
+def in_flight_numel(inventory: Inventory, moment: Moment) -> int:
+    """Elements of the gradient that was just computed: the largest there is around a moment."""
+    if moment in BEFORE_GRADIENTS:
+        return 0
+    if moment in (HEAD, AFTER_HEAD):
+        found = [p for p in inventory.root.trained if p.role in (Role.HEAD, Role.EMBEDDING)]
+        found = [p for p in found if inventory.is_tied or not is_of_embedding(p)]
+    elif moment is EMBEDDING:
+        found = [p for p in inventory.root.trained if is_of_embedding(p)]
+    else:
+        assert moment.part is not None
+        before = inventory.largest_block.made_at(Part.ATTENTION) if moment.part is Part.END else ()
+        found = [p for p in inventory.largest_block.made_at(moment.part) if p not in before]
+    return max((p.numel for p in found), default=0)
 
-    so_far_bytes: those that exist at the moment for which the backward phase stands. With accumulation all of them
-    exist from the second micro batch on (zero_grad sets them to None).
-    """
-    source = f"{source}; torch optim zero_grad(set_to_none=True)"
-    phases: tuple[Phase, ...] = FORWARD_TO_OPTIMIZER if accumulates else (Phase.OPTIMIZER,)
-    if not accumulates and so_far_bytes == whole_bytes:
-        phases = (Phase.BACKWARD, Phase.OPTIMIZER)
-    found = term("gradients", TermKind.GRADIENTS, whole_bytes, phases, formula=formula, source=source)
-    if Phase.BACKWARD in phases:
-        return found
-    return found + term(
+
+def is_of_embedding(parameter: Held) -> bool:
+    """Whether it is the embedding or its adapter."""
+    return parameter.role is Role.EMBEDDING or "lora_embedding" in parameter.name
+
+
+def gradient_terms(work: Workload, *, whole_bytes: int, formula: str, source: str) -> tuple[Term, ...]:
+    """Gradients of earlier forward passes, with accumulation, and all of them in the optimizer's phase."""
+    phases: tuple[Phase, ...] = (Phase.OPTIMIZER,)
+    if work.accumulates:
+        phases = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER)
+    return term("gradients", TermKind.GRADIENTS, whole_bytes, phases, formula=formula, source=ZERO_GRAD.format(source))
+
+
+def gradients_so_far(work: Workload, moment: Moment, *, made_bytes: int, source: str) -> tuple[Term, ...]:
+    """Those that exist at a moment; with accumulation all of them do already."""
+    if work.accumulates or moment is LOSS:
+        return ()
+    return at(
+        moment,
         "gradients so far",
         TermKind.GRADIENTS,
-        so_far_bytes,
-        (Phase.BACKWARD,),
-        formula=f"{so_far_bytes:,} of {whole_bytes:,} B",
-        source=source,
+        made_bytes,
+        formula=f"{made_bytes:,} B exist {moment}",
+        source=ZERO_GRAD.format(source),
     )
+
+
+ZERO_GRAD = "{}; torch 2.13 optim zero_grad(set_to_none=True)"

@@ -11,8 +11,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 from launcher.models import ModelShape, Parameter, Role, lora_parameters, quantised_parameters
+from launcher.planner.moments import Part
 from launcher.spec import JobSpec, LoraBias, MethodKind
 
 
@@ -44,36 +46,62 @@ class Held:
         object.__setattr__(self, "numel", math.prod(self.shape))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """Parameters that are gathered and released together; `copies` blocks are exactly alike."""
 
     copies: int
     parameters: tuple[Held, ...]
 
+    @cached_property
+    def trained(self) -> tuple[Held, ...]:
+        """Those that the optimizer steps."""
+        return tuple(p for p in self.parameters if p.state.is_trained)
+
+    @cached_property
+    def trained_numel(self) -> int:
+        """Elements in one copy that the optimizer steps."""
+        return sum(p.numel for p in self.trained)
+
+    def made_at(self, part: Part) -> tuple[Held, ...]:
+        """The trained parameters that have their gradient when the block's backward pass is so far."""
+        return self._made[part]
+
+    @cached_property
+    def _made(self) -> dict[Part, tuple[Held, ...]]:
+        return {part: tuple(p for p in self.trained if _is_made(p.name, part)) for part in Part}
+
     def numel(self, *states: State) -> int:
         """Elements in one copy, over the given states (all of them when none is given)."""
         return sum(p.numel for p in self.parameters if not states or p.state in states)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Inventory:
-    """Every parameter of a job. root: embeddings, final norm and head; blocks: the kinds of transformer block."""
+    """Every parameter of a job. root: embeddings, final norm and head; blocks: the kinds of transformer block.
+
+    Two of them are never compared: each is its own key for what is computed from it once.
+    """
 
     root: Block
     blocks: tuple[Block, ...]
 
-    @property
+    @cached_property
+    def is_tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return not any(p.role is Role.HEAD for p in self.root.parameters)
+
+    @cached_property
     def groups(self) -> tuple[Block, ...]:
         """The root and the blocks."""
         return (self.root, *self.blocks)
 
-    @property
+    @cached_property
     def num_layers(self) -> int:
         """Transformer layers."""
         return sum(block.copies for block in self.blocks)
 
-    @property
+    @cached_property
     def largest_block(self) -> Block:
         """The block with the most elements."""
         return max(self.blocks, key=Block.numel)
@@ -89,14 +117,28 @@ class Inventory:
         """Elements over the whole model."""
         return sum(group.copies * group.numel(*states) for group in self.groups)
 
-    @property
+    @cached_property
     def trained_numel(self) -> int:
         """Elements that the optimizer steps."""
         return self.numel(State.TRAINED, State.ADAPTER)
 
+    @cached_property
+    def trained_tensors(self) -> tuple[tuple[int, int], ...]:
+        """Elements of each tensor that the optimizer steps, and how often such a tensor occurs."""
+        return tuple((p.numel, count) for p, count in self.counted(State.TRAINED, State.ADAPTER))
+
     def largest_numel(self, *states: State) -> int:
         """Elements of the largest single parameter; 0 where there is none."""
         return max((parameter.numel for parameter, _ in self.counted(*states)), default=0)
+
+
+def _is_made(name: str, part: Part) -> bool:
+    """Whether the backward pass of a block has come past a parameter: the way back from down_proj to q_proj."""
+    if part is Part.MLP:
+        return ".down_proj" in name or name.startswith("post_feedforward_layernorm")
+    if part is Part.ATTENTION:
+        return ".o_proj" in name or not name.startswith(("self_attn.", "input_layernorm"))
+    return True
 
 
 def inventory(spec: JobSpec, shape: ModelShape) -> Inventory:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from launcher.planner.activations import activation_terms
-from launcher.planner.gradients import Moment
-from launcher.planner.loss import loss_terms
+from launcher.planner.activations import activation_terms, activations_at
+from launcher.planner.logits import evaluation_terms, logits_at
+from launcher.planner.moments import MOMENTS, Moment
 from launcher.planner.outside import outside_terms
 from launcher.planner.sharding import SHARDINGS
-from launcher.planner.terms import peak_bytes
 from launcher.planner.types import Phase, RankPlan, Term, TermKind
 from launcher.planner.workload import Workload
-from launcher.planner.workspaces import workspace_terms
+from launcher.planner.workspaces import workspace_terms, workspaces_at
 
 STEP = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER)
 
@@ -21,8 +20,56 @@ def rank_plans(work: Workload) -> tuple[RankPlan, ...]:
     """One plan for each class of ranks that need the same."""
     sharding = SHARDINGS[work.spec.shard.kind]
     return tuple(
-        RankPlan(ranks=ranks, terms=with_first_step(_terms(work, ranks[0]))) for ranks in sharding.rank_classes(work)
+        RankPlan(ranks=tuple(ranks), terms=with_first_step(terms_of_rank(work, planned)))
+        for ranks, planned in sharding.rank_classes(work)
     )
+
+
+def terms_of_rank(work: Workload, rank: int) -> tuple[Term, ...]:
+    """All terms of a rank, loss and backward phase at the moment that needs the most."""
+    sharding = SHARDINGS[work.spec.shard.kind]
+    found = [
+        *sharding.terms(work, rank),
+        *activation_terms(work),
+        *workspace_terms(work),
+        *evaluation_terms(work),
+        *outside_terms(work),
+    ]
+    for _, moment, terms in highest_moments(work, rank):
+        found = joined(found, terms, moment)
+    return tuple(found)
+
+
+def highest_moments(work: Workload, rank: int) -> list[tuple[int, Moment, tuple[Term, ...]]]:
+    """For each phase that has moments, the one that needs the most: its bytes, the moment and its terms."""
+    sharding = SHARDINGS[work.spec.shard.kind]
+    highest: dict[Phase, tuple[int, Moment, tuple[Term, ...]]] = {}
+    for moment in MOMENTS:
+        terms = (
+            *sharding.terms_at(work, rank, moment),
+            *activations_at(work, moment),
+            *logits_at(work, moment),
+            *workspaces_at(work, moment),
+        )
+        size_bytes = sum(found.size_bytes for found in terms)
+        if moment.phase not in highest or size_bytes > highest[moment.phase][0]:
+            highest[moment.phase] = (size_bytes, moment, terms)
+    return list(highest.values())
+
+
+def joined(found: list[Term], terms: tuple[Term, ...], moment: Moment) -> list[Term]:
+    """Terms with those of a moment: what is the same in another phase is one term, and no two have one name."""
+    by_name = {term.name: term for term in found}
+    for made in terms:
+        known = by_name.get(made.name)
+        if known is None:
+            by_name[made.name] = made
+        elif (known.size_bytes, known.formula) == (made.size_bytes, made.formula):
+            by_name[made.name] = dataclasses.replace(known, phases=(*known.phases, *made.phases))
+        else:
+            name = f"{made.name}, {moment}"
+            by_name[name] = dataclasses.replace(made, name=name)
+    return list(by_name.values())
 
 
 def with_first_step(terms: tuple[Term, ...]) -> tuple[Term, ...]:
@@ -43,14 +90,3 @@ def _marked(found: Term, *, in_first_step: bool) -> Term:
     wanted = (*found.phases, Phase.FIRST_STEP) if in_first_step else found.phases
     phases = tuple(p for p in Phase if p in wanted and (in_first_step or p is not Phase.FIRST_STEP))
     return dataclasses.replace(found, phases=phases)
-
-
-def _terms(work: Workload, rank: int) -> tuple[Term, ...]:
-    """All terms of a rank, its backward phase at the moment that needs the most."""
-    sharding = SHARDINGS[work.spec.shard.kind]
-    steady = (*loss_terms(work), *outside_terms(work))
-    moments = [
-        (*sharding.terms(work, rank, moment), *activation_terms(work, moment), *workspace_terms(work, moment))
-        for moment in Moment
-    ]
-    return (*max(moments, key=lambda terms: peak_bytes(terms, Phase.BACKWARD)), *steady)

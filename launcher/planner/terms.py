@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from launcher.planner.moments import Moment
 from launcher.planner.types import Phase, Term, TermKind
 
 ALWAYS = tuple(Phase)
@@ -21,6 +22,11 @@ def term(
     if size_bytes == 0:
         return ()
     return (Term(name=name, kind=kind, size_bytes=size_bytes, phases=tuple(phases), formula=formula, source=source),)
+
+
+def at(moment: Moment, name: str, kind: TermKind, size_bytes: int, *, formula: str, source: str) -> tuple[Term, ...]:
+    """A term that stands for what its phase holds at one moment."""
+    return term(name, kind, size_bytes, (moment.phase,), formula=formula, source=source)
 
 
 def peak_bytes(terms: Iterable[Term], phase: Phase) -> int:

@@ -4,18 +4,66 @@ from __future__ import annotations
 
 from launcher.models import Role
 from launcher.planner.constants import Key
-from launcher.planner.gradients import Moment
 from launcher.planner.inventory import Held, State
-from launcher.planner.terms import FROM_FIRST_STEP, term
+from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, LOSS, Moment, Place
+from launcher.planner.terms import FROM_FIRST_STEP, at, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.workload import Workload
 
 MATMUL_ROLES = (Role.LINEAR, Role.HEAD, Role.ADAPTER, Role.EXPERT, Role.ROUTER)
 
 
-def workspace_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """cuBLAS' workspace, dequantised weights, and autocast's copies of fp32 weights."""
-    return (*_cublas(work), *_dequantised(work), *_autocast_copies(work, moment))
+def workspace_terms(work: Workload) -> tuple[Term, ...]:
+    """cuBLAS' workspace, and what the forward pass dequantises and casts."""
+    numel = work.inventory.largest_numel(State.QUANTISED)
+    cast = cast_numel(work, LOSS)
+    return (
+        *_cublas(work),
+        *term(
+            "dequantised weight",
+            TermKind.WORKSPACES,
+            numel * work.matmul_bytes,
+            (Phase.FORWARD, Phase.EVALUATION),
+            formula=f"largest layer, {numel:,} elements x {work.matmul_bytes} B",
+            source=DEQUANTISE_SOURCE,
+        ),
+        *term(
+            "autocast weight copies",
+            TermKind.WORKSPACES,
+            cast * work.matmul_bytes,
+            (Phase.FORWARD, Phase.EVALUATION),
+            formula=f"{cast:,} elements x {work.matmul_bytes} B",
+            source=CAST_SOURCE,
+        ),
+    )
+
+
+def workspaces_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """Those of one moment."""
+    numel = work.inventory.largest_numel(State.QUANTISED) if moment.place is not None else 0
+    cast = cast_numel(work, moment)
+    return (
+        *at(
+            moment,
+            "dequantised weight",
+            TermKind.WORKSPACES,
+            numel * work.matmul_bytes,
+            formula=f"largest layer, {numel:,} elements x {work.matmul_bytes} B",
+            source=DEQUANTISE_SOURCE,
+        ),
+        *at(
+            moment,
+            "autocast weight copies",
+            TermKind.WORKSPACES,
+            cast * work.matmul_bytes,
+            formula=f"{cast:,} elements x {work.matmul_bytes} B",
+            source=CAST_SOURCE,
+        ),
+    )
+
+
+DEQUANTISE_SOURCE = "bitsandbytes 0.50 autograd/_functions.py MatMul4Bit"
+CAST_SOURCE = "torch 2.13 aten/src/ATen/autocast_mode.cpp cached_cast"
 
 
 def _cublas(work: Workload) -> tuple[Term, ...]:
@@ -32,47 +80,21 @@ def _cublas(work: Workload) -> tuple[Term, ...]:
     )
 
 
-def _dequantised(work: Workload) -> tuple[Term, ...]:
-    """One 4-bit weight in the compute dtype while a layer uses it (bitsandbytes 0.50 MatMul4Bit)."""
-    numel = work.inventory.largest_numel(State.QUANTISED)
-    return term(
-        "dequantised weight",
-        TermKind.WORKSPACES,
-        numel * work.matmul_bytes,
-        (Phase.FORWARD, Phase.BACKWARD, Phase.EVALUATION),
-        formula=f"largest layer, {numel:,} elements x {work.matmul_bytes} B",
-        source="bitsandbytes 0.50 autograd/_functions.py MatMul4Bit",
-    )
-
-
-def _autocast_copies(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """Autocast casts each trained fp32 weight once per forward pass and caches the copy until the pass is over
-    (torch 2.13 aten/src/ATen/autocast_mode.cpp cached_cast); the backward pass holds those that were saved, which
-    with checkpointing are the running block's."""
-    if not work.autocasts_weights:
-        return ()
+def cast_numel(work: Workload, moment: Moment) -> int:
+    """Elements that autocast holds copies of. It casts each trained fp32 weight once per forward pass and caches the
+    copy until the pass is over; the backward pass holds those that were saved, which with checkpointing are the head's
+    and then the running block's."""
+    if not work.autocasts_weights or moment is EMBEDDING:
+        return 0
     blocks = sum(block.copies * _cast_numel(work, block.parameters) for block in work.inventory.blocks)
     head = _cast_numel(work, work.inventory.root.parameters)
+    if moment is LOSS:
+        return blocks + head
+    waiting = 0 if work.checkpointing else blocks
+    if moment.place is None:
+        return waiting + (head if moment in BEFORE_GRADIENTS else 0)
     one_block = max(_cast_numel(work, block.parameters) for block in work.inventory.blocks)
-    backward = 0 if moment is Moment.AFTER_BLOCKS else one_block
-    if moment is Moment.LAST_BLOCK and not work.checkpointing:
-        backward = blocks
-    width, source = work.matmul_bytes, "torch 2.13 aten/src/ATen/autocast_mode.cpp cached_cast"
-    return term(
-        "autocast weight copies",
-        TermKind.WORKSPACES,
-        (blocks + head) * width,
-        (Phase.FORWARD, Phase.LOSS, Phase.EVALUATION),
-        formula=f"{blocks + head:,} elements x {width} B",
-        source=source,
-    ) + term(
-        "autocast weight copies, backward",
-        TermKind.WORKSPACES,
-        backward * width,
-        (Phase.BACKWARD,),
-        formula=f"{backward:,} elements x {width} B",
-        source=source,
-    )
+    return max(waiting, one_block) if moment.place is Place.LAST else one_block
 
 
 def _cast_numel(work: Workload, parameters: tuple[Held, ...]) -> int:

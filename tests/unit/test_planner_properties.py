@@ -99,7 +99,7 @@ def test_fsdp_shards_add_up_to_the_whole(world_size: int, shape: list[int]) -> N
 def test_zero_partitions_add_up_to_the_whole_and_padding(gpus: int) -> None:
     work = estimate(job(TINY_CONFIG, method="full", shard="zero2", gpus=gpus, global_batch=gpus)).work
     whole = work.inventory.trained_numel
-    assert 0 <= zero2.partition_numel(work) * gpus - whole < 2 * gpus
+    assert 0 <= zero2.partition_numel(work) * gpus - whole < 2 * 2 * gpus  # two groups
     work = estimate(job(TINY_CONFIG, method="full", shard="zero3", gpus=gpus, global_batch=gpus)).work
     num_tensors = sum(count for _, count in work.inventory.counted())
     assert 0 <= zero3.partition_numel(work) * gpus - whole < num_tensors * gpus

@@ -1,14 +1,15 @@
-"""How each sharding splits what a job holds, and the buffers it adds: one file each, all with the same two functions.
+"""How each sharding splits what a job holds, and the buffers it adds: one file each, all with the same functions.
 
-rank_classes(work): the ranks, gathered by equal plans.
-terms(work, rank, moment): weights, gradients, optimizer states and buffers of the class that `rank` belongs to.
+rank_classes(work): the ranks, gathered by equal plans, each class with the rank that is planned for it.
+terms(work, rank): weights, gradients, optimizer states and buffers of a rank that do not depend on the moment.
+terms_at(work, rank, moment): those that do.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from launcher.planner.gradients import Moment
+from launcher.planner.moments import Moment
 from launcher.planner.sharding import ddp, fsdp, zero2, zero3
 from launcher.planner.types import Term
 from launcher.planner.workload import Workload
@@ -18,9 +19,11 @@ from launcher.spec import ShardKind
 class Sharding(Protocol):
     """What a module of this package offers."""
 
-    def rank_classes(self, work: Workload) -> tuple[tuple[int, ...], ...]: ...
+    def rank_classes(self, work: Workload) -> tuple[tuple[range, int], ...]: ...
 
-    def terms(self, work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]: ...
+    def terms(self, work: Workload, rank: int) -> tuple[Term, ...]: ...
+
+    def terms_at(self, work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]: ...
 
 
 SHARDINGS: dict[ShardKind, Sharding] = {

@@ -13,12 +13,33 @@ Optimizer states follow a rank's real rows, so that the last ranks can hold less
 
 from __future__ import annotations
 
-from launcher.models import Role
+import itertools
+from dataclasses import dataclass
+
 from launcher.planner import optimizer, quantisation
 from launcher.planner.foreach import foreach_term
-from launcher.planner.gradients import Moment, gradient_terms, with_gradients
+from launcher.planner.gradients import (
+    copies_made,
+    gradient_terms,
+    gradients_so_far,
+    is_of_embedding,
+    made_in_root,
+    running_parts,
+)
 from launcher.planner.inventory import Block, Held, State
-from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, term
+from launcher.planner.moments import (
+    AFTER_HEAD,
+    BEFORE_GRADIENTS,
+    EMBEDDING,
+    HEAD,
+    LOSS,
+    LOSS_BACKWARD,
+    Moment,
+    Place,
+)
+from launcher.planner.sharding.loading import whole_while_loading
+from launcher.planner.sharding.tied import waiting_numel
+from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, at, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.weights import constants_formula
 from launcher.planner.workload import Workload
@@ -37,12 +58,31 @@ KINDS = {
 }
 
 
-def rank_classes(work: Workload) -> tuple[tuple[int, ...], ...]:
-    """Ranks by how many trained elements they really have."""
-    classes: dict[int, list[int]] = {}
-    for rank in range(work.world_size):
-        classes.setdefault(sum(n * count for n, count in local_tensors(work, rank)), []).append(rank)
-    return tuple(tuple(ranks) for ranks in classes.values())
+def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
+    """Ranks by how many trained rows they really have. A tensor's first ranks have a whole share, one may have what is
+    left, and the others none: between those borders all ranks are alike."""
+    world_size = work.world_size
+    borders = {0, world_size}
+    for rows in {p.shape[0] for p, _ in work.inventory.counted(*TRAINED)}:
+        whole = rows // ceil_div(rows, world_size)
+        borders |= {min(whole, world_size), min(whole + 1, world_size)}
+    cuts = sorted(borders)
+    ranges = [range(begin, end) for begin, end in itertools.pairwise(cuts)]
+    return tuple((ranks, ranks[0]) for ranks in _joined(work, ranges))
+
+
+def _joined(work: Workload, ranges: list[range]) -> list[range]:
+    """Neighbours that hold equally much, as one."""
+    found: list[range] = []
+    last = -1
+    for ranks in ranges:
+        numel = sum(n * count for n, count in local_tensors(work, ranks[0]))
+        if found and numel == last:
+            found[-1] = range(found[-1].start, ranks.stop)
+        else:
+            found.append(ranks)
+        last = numel
+    return found
 
 
 def local_tensors(work: Workload, rank: int) -> tuple[tuple[int, int], ...]:
@@ -112,12 +152,19 @@ def reduce_bytes(work: Workload) -> int:
     return Dtype.FLOAT32.num_bytes if work.is_mixed else work.compute_bytes
 
 
-def terms(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
+def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     """Shards, gradients and optimizer states of one rank (on the host when offloaded), and the gather buffers."""
-    buffers = (*_constants(work), *_gathered(work, moment), *_reduced(work, moment), *_one_parameter(work))
+    buffers = (*_constants(work), *_loading(work), *_gathered(work))
     if work.spec.shard.offload is Offload.ALL:
         return buffers
-    return (*_shards(work), *_gradients(work, moment), *_optimizer_states(work, rank), *buffers)
+    return (*_shards(work), *_gradients(work), *_optimizer_states(work, rank), *buffers)
+
+
+def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
+    """What is gathered and reduced at one moment, and the sharded gradients so far."""
+    del rank
+    so_far = () if work.spec.shard.offload is Offload.ALL else _so_far(work, moment)
+    return (*_gathered_at(work, moment), *_reduced(work, moment), *so_far)
 
 
 def _shards(work: Workload) -> tuple[Term, ...]:
@@ -156,25 +203,29 @@ def sharded_gradient_bytes(work: Workload) -> int:
 
 
 def gradients_so_far_bytes(work: Workload, moment: Moment) -> int:
-    """Those of the groups that are reduced; what waits for the end of the backward pass is not."""
-    copies = with_gradients(work.inventory, moment)
-    waiting = last_group(work).parameters
-    return sum(
-        padded_numel(p.shape, work.world_size) * work.gradient_bytes * copies(p, block)
-        for block in work.inventory.groups
-        for p in block.parameters
-        if p.state.is_trained and p not in waiting
-    )
+    """Those of the groups that are reduced: neither the running block, nor what waits for the end."""
+    inventory, waiting = work.inventory, last_group(work).parameters
+    root = [p for p in made_in_root(inventory, moment) if p not in waiting or moment is EMBEDDING]
+    reduced = sum(padded_numel(p.shape, work.world_size) for p in root) if moment is not HEAD else 0
+    for block in inventory.blocks:
+        copies = copies_made(inventory, block, moment)
+        if copies:
+            reduced += copies * sum(padded_numel(p.shape, work.world_size) for p in block.trained)
+    return reduced * work.gradient_bytes
 
 
-def _gradients(work: Workload, moment: Moment) -> tuple[Term, ...]:
+def _gradients(work: Workload) -> tuple[Term, ...]:
+    """Accumulated ones are sharded as well: the job reduces after every micro batch (sync_each_batch)."""
     return gradient_terms(
+        work,
         whole_bytes=sharded_gradient_bytes(work),
-        so_far_bytes=gradients_so_far_bytes(work, moment),
-        accumulates=work.accumulates,
         formula=f"{work.inventory.trained_numel:,} elements x {work.gradient_bytes} B / {work.world_size} ranks",
         source=COLLECTIVES,
     )
+
+
+def _so_far(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    return gradients_so_far(work, moment, made_bytes=gradients_so_far_bytes(work, moment), source=COLLECTIVES)
 
 
 def _optimizer_states(work: Workload, rank: int) -> tuple[Term, ...]:
@@ -191,116 +242,170 @@ def _optimizer_states(work: Workload, rank: int) -> tuple[Term, ...]:
     ) + foreach_term(work, local)
 
 
-def is_tied(work: Workload) -> bool:
-    """Whether the head is the embedding."""
-    return not any(p.role is Role.HEAD for p in work.inventory.root.parameters)
-
-
 def tail(work: Workload) -> Block:
     """Final norm and head, and the embedding where it is tied."""
-    root = work.inventory.root.parameters
-    return Block(copies=1, parameters=tuple(p for p in root if is_tied(work) or not _is_of_embedding(p)))
+    root, is_tied = work.inventory.root.parameters, work.inventory.is_tied
+    return Block(copies=1, parameters=tuple(p for p in root if is_tied or not is_of_embedding(p)))
 
 
 def last_group(work: Workload) -> Block:
     """What is reduced last: the embedding, or the tail that it belongs to."""
-    if is_tied(work):
+    if work.inventory.is_tied:
         return tail(work)
-    return Block(copies=1, parameters=tuple(p for p in work.inventory.root.parameters if _is_of_embedding(p)))
+    return Block(copies=1, parameters=tuple(p for p in work.inventory.root.parameters if is_of_embedding(p)))
 
 
-def _is_of_embedding(parameter: Held) -> bool:
-    return parameter.role is Role.EMBEDDING or "lora_embedding" in parameter.name
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """Bytes of the groups while they are gathered. embedding is 0 where it belongs to the tail; flat_factor is 1, or 0
+    on a single rank, which gathers nothing into a flat buffer first."""
+
+    embedding: int
+    tail: int
+    block: int
+    every_block: int
+    flat_factor: int
 
 
-def _gathered(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """The tail's copies stay through the loss, until it is reduced; the embedding's are there while it is used. Of
-    the blocks there are one copied out and one in flight, or all of them when they are not resharded."""
-    at_end = gathered_bytes(work, tail(work))
-    embedding = 0 if is_tied(work) else gathered_bytes(work, last_group(work))
-    block = max(gathered_bytes(work, block) for block in work.inventory.blocks)
-    every_block = sum(gathered_bytes(work, block) * block.copies for block in work.inventory.blocks)
+def groups(work: Workload) -> Groups:
+    """The groups of a job."""
+    blocks = [(gathered_bytes(work, block), block.copies) for block in work.inventory.blocks]
+    return Groups(
+        embedding=0 if work.inventory.is_tied else gathered_bytes(work, last_group(work)),
+        tail=gathered_bytes(work, tail(work)),
+        block=max(size for size, _ in blocks),
+        every_block=sum(size * copies for size, copies in blocks),
+        flat_factor=0 if work.world_size == 1 else 1,
+    )
+
+
+def _gathered(work: Workload) -> tuple[Term, ...]:
+    """In the forward pass a block's copies and the flat buffer that they were made from, which is kept for the overlap
+    with the next; in evaluation the tail's too, when nothing else is large."""
+    found = groups(work)
     reshards = bool(work.spec.shard.reshard_after_forward)
-    in_blocks = () if moment is Moment.AFTER_BLOCKS else (Phase.BACKWARD,)
-    buffers = TermKind.SHARDING_BUFFERS
+    twice = 1 + found.flat_factor
+    tied_tail = found.tail if work.inventory.is_tied else 0
+    blocks = found.block * twice if reshards else found.every_block + found.block * found.flat_factor + found.embedding
+    at_end = found.tail * twice + (0 if reshards else found.every_block + found.embedding)
+    formula = f"{found.block:,} B of a block x {twice}" if reshards else f"all blocks, {found.every_block:,} B"
     return (
         *term(
-            "tail, gathered",
-            buffers,
-            at_end,
-            (Phase.FORWARD, Phase.LOSS, Phase.EVALUATION, *(in_blocks if is_tied(work) else ())),
-            formula=f"{tail(work).numel():,} elements in the compute dtype",
-            source=GROUPS,
-        ),
-        *term(
-            "embedding, gathered",
-            buffers,
-            0 if reshards else embedding,
-            (Phase.FORWARD, Phase.LOSS, Phase.EVALUATION, *in_blocks),
-            formula="reshard_after_forward=false",
-            source=GROUPS,
-        ),
-        *term(
-            "blocks, gathered and in flight",
-            buffers,
-            2 * block if reshards else 0,
-            (Phase.FORWARD, Phase.EVALUATION, *in_blocks),
-            formula=f"2 x {block:,} B: one copied out, one in flight",
+            "parameters, gathered",
+            TermKind.SHARDING_BUFFERS,
+            blocks + tied_tail,
+            (Phase.FORWARD,),
+            formula=f"{formula} + a tied tail of {tied_tail:,} B",
             source=COLLECTIVES,
         ),
         *term(
-            "all blocks, gathered",
-            buffers,
-            0 if reshards else every_block,
-            (Phase.FORWARD, Phase.LOSS, Phase.EVALUATION, *in_blocks),
-            formula="reshard_after_forward=false",
+            "parameters, gathered in evaluation",
+            TermKind.SHARDING_BUFFERS,
+            max(at_end, blocks + tied_tail),
+            (Phase.EVALUATION,),
+            formula=f"the larger of {formula} and the tail's {found.tail:,} B x {twice}",
             source=COLLECTIVES,
         ),
     )
+
+
+def _gathered_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """Copies in use, and the flat buffer of the group that is gathered ahead or was gathered last.
+
+    The tail's flat buffer is there until the forward pass returns; the backward pass of each group begins with
+    gathering the next one; that of the embedding is fetched whether it is trained or not.
+    """
+    found = groups(work)
+    tied = work.inventory.is_tied
+    copies = found.tail if tied or moment in (*BEFORE_GRADIENTS, HEAD) else 0
+    ahead = found.block
+    if moment is LOSS:
+        ahead = found.block if tied else found.tail
+    elif moment is LOSS_BACKWARD:
+        ahead = 0
+    elif moment.place is Place.FIRST:
+        ahead = found.embedding
+    elif moment is EMBEDDING:
+        copies += 0 if tied or _reduces_alone(work) else found.embedding
+        ahead = 0
+    if not work.spec.shard.reshard_after_forward:
+        ahead = found.tail if moment is LOSS and not tied else 0
+        copies += found.embedding if moment is not EMBEDDING else 0
+        running = {Place.FIRST: found.block, None: 0 if moment is EMBEDDING else found.every_block}
+        copies += running.get(moment.place, found.every_block)
+    elif moment.place is not None:
+        copies += found.block
+    return at(
+        moment,
+        "parameters, gathered",
+        TermKind.SHARDING_BUFFERS,
+        copies + ahead * found.flat_factor,
+        formula=f"{copies:,} B in use + {ahead:,} B in a flat buffer",
+        source=f"{GROUPS}; {COLLECTIVES}",
+    )
+
+
+def _reduces_alone(work: Workload) -> bool:
+    """Whether the embedding's reduce-scatter, for which its copies are gone, needs more than its gradient beside those
+    copies and the last block's reduce-scatter."""
+    embedding = last_group(work)
+    block = max(reduced_numel(work, block) for block in work.inventory.blocks)
+    width = reduce_bytes(work)
+    return reduced_numel(work, embedding) * width > gathered_bytes(work, embedding) + block * width
 
 
 def _reduced(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """Unsharded gradients and the reduce-scatter's input made from them; its output are the sharded gradients. The
-    input of the group before is in flight while the next group computes."""
-    block = max(reduced_numel(work, block) for block in work.inventory.blocks)
-    last = reduced_numel(work, last_group(work))
-    waiting = last if is_tied(work) or moment is Moment.AFTER_BLOCKS else 0
-    running = 0 if moment is Moment.AFTER_BLOCKS else block
-    in_flight = {
-        Moment.LAST_BLOCK: max(block, 0 if is_tied(work) else reduced_numel(work, tail(work))),
-        Moment.FIRST_BLOCK: block,
-        Moment.AFTER_BLOCKS: last,
-    }[moment]
-    unsharded, width = waiting + running, reduce_bytes(work)
-    buffers, phases = TermKind.SHARDING_BUFFERS, (Phase.BACKWARD,)
+    """Unsharded gradients, and the reduce-scatter input that was made last; its output are the sharded gradients. It
+    is kept until the next group's is made."""
+    inventory = work.inventory
+    if moment in BEFORE_GRADIENTS:
+        return ()
+    waiting = waiting_numel(inventory, moment) if moment not in (HEAD, AFTER_HEAD) else 0
+    made = sum(p.numel for p in running_parts(inventory, moment))
+    if moment in (HEAD, AFTER_HEAD):
+        made = sum(p.numel for p in made_in_root(inventory, moment))
+    elif moment is EMBEDDING:
+        made = last_group(work).trained_numel
+    at_tail = 0 if inventory.is_tied else reduced_numel(work, tail(work))
+    block = max(reduced_numel(work, block) for block in inventory.blocks)
+    scattered = block
+    if moment is HEAD:
+        scattered = 0
+    elif moment is AFTER_HEAD or moment.place is Place.LAST:
+        scattered = at_tail
+    elif moment is EMBEDDING and (inventory.is_tied or _reduces_alone(work)):
+        scattered, waiting = reduced_numel(work, last_group(work)), 0
+    unsharded, width = waiting + made, reduce_bytes(work)
     return (
-        *term(
+        *at(
+            moment,
             "gradients, unsharded",
-            buffers,
+            TermKind.SHARDING_BUFFERS,
             unsharded * work.compute_bytes,
-            phases,
             formula=f"{unsharded:,} elements x {work.compute_bytes} B",
             source=COLLECTIVES,
         ),
-        *term(
+        *at(
+            moment,
             "reduce-scatter input",
-            buffers,
-            in_flight * width,
-            phases,
-            formula=f"{in_flight:,} elements x {width} B",
+            TermKind.SHARDING_BUFFERS,
+            scattered * width,
+            formula=f"{scattered:,} elements x {width} B",
             source=COLLECTIVES,
         ),
     )
 
 
-def _one_parameter(work: Workload) -> tuple[Term, ...]:
-    """Loading and saving pass one whole parameter through the device at a time."""
+def _loading(work: Workload) -> tuple[Term, ...]:
+    """Wrapping and saving pass one whole parameter through the device at a time. Quantised weights are not spared the
+    whole: bitsandbytes puts all of them on the device as they are loaded, and accelerate keeps them until the wrapped
+    model has taken their place."""
     largest = max(p.numel * stored(work, p)[1] for p, _ in work.inventory.counted() if p.state is not State.QUANTISED)
     return term(
         "one whole parameter",
         TermKind.SHARDING_BUFFERS,
         largest,
-        (Phase.LOAD, Phase.SAVE),
-        formula="the largest",
+        (Phase.WRAP, Phase.SAVE),
+        formula=f"the largest, {largest:,} B",
         source="accelerate 1.15 utils/fsdp_utils.py; torch 2.13 distributed/checkpoint/state_dict.py",
-    )
+    ) + whole_while_loading(work)

@@ -2,42 +2,64 @@
 
 Source: deepspeed 0.19.8 runtime/zero/stage_1_and_2.py. The allgather bucket costs nothing: with
 all_gather_into_tensor the updated weights are gathered in place (runtime/utils.py all_gather_into_tensor_dp_groups).
+
+A rank keeps the averaged gradients of every parameter that its partition touches, whole (copy_grads_in_partition);
+where an embedding spans several partitions, each of those ranks holds all of its gradient.
 """
 
 from __future__ import annotations
 
 from launcher.planner import optimizer
-from launcher.planner.gradients import Moment, gradient_terms
-from launcher.planner.inventory import State
+from launcher.planner.foreach import foreach_term
+from launcher.planner.gradients import in_flight_numel
+from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place
 from launcher.planner.outside import managed_term
-from launcher.planner.terms import FROM_FIRST_STEP, FROM_WRAP, term
+from launcher.planner.sharding import flat
+from launcher.planner.sharding.tied import waiting_numel
+from launcher.planner.terms import FROM_FIRST_STEP, FROM_WRAP, at, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.weights import whole_weights
 from launcher.planner.workload import Workload
 from launcher.spec import Offload
-from launcher.units import ceil_div, round_up
 
 SOURCE = "deepspeed 0.19.8 runtime/zero/stage_1_and_2.py"
-ALIGNMENT = 2  # nccl_start_alignment_factor
 
 
-def rank_classes(work: Workload) -> tuple[tuple[int, ...], ...]:
-    """Partitions are padded to equal sizes."""
-    return (tuple(range(work.world_size)),)
+def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
+    """Partitions are padded to equal sizes; the gradients that they touch differ a little, so the fullest counts."""
+    return ((range(work.world_size), flat.fullest_rank(work.inventory, work.world_size)),)
 
 
 def partition_numel(work: Workload) -> int:
-    """Elements of one rank's flat partition, padding included."""
-    return ceil_div(round_up(work.inventory.trained_numel, ALIGNMENT * work.world_size), work.world_size)
+    """Elements of one rank's flat partitions, padding included."""
+    no_decay = flat.no_decay_numel(work.inventory)
+    matrices = work.inventory.trained_numel - no_decay
+    return sum(flat.partition_numel(numel, work.world_size) for numel in (matrices, no_decay))
 
 
-def terms(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
-    """Weights and buckets; partition and states on the device, or on the host when offloaded."""
-    del rank  # all ranks are alike
-    on_device = (*whole_weights(work), *_bucket(work), *_in_flight(work), *_flattening(work))
-    if work.spec.shard.offload is Offload.OPTIMIZER:
+def averaged_numel(work: Workload, rank: int) -> int:
+    """Elements of all averaged gradients that a rank keeps."""
+    no_decay = flat.partition_numel(flat.no_decay_numel(work.inventory), work.world_size)
+    return flat.touched_numel(work.inventory, work.world_size, rank) + no_decay
+
+
+def is_offloaded(work: Workload) -> bool:
+    """Whether master, states and gradients are in host RAM."""
+    return work.spec.shard.offload is Offload.OPTIMIZER
+
+
+def terms(work: Workload, rank: int) -> tuple[Term, ...]:
+    """Weights; partition and states on the device, or on the host when offloaded."""
+    on_device = (*whole_weights(work), *_flattening(work))
+    if is_offloaded(work):
         return (*on_device, *_offload_buffer(work))
-    return (*on_device, *_master(work), *_optimizer_states(work), *_gradients(work, moment), *_step(work))
+    return (*on_device, *_master(work), *_optimizer_states(work), *_averaged(work, rank), *_step(work))
+
+
+def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
+    """The buckets, what was reduced into this rank's gradients, and the gradient just computed."""
+    reduced = () if is_offloaded(work) else _reduced(work, rank, moment)
+    return (*_bucket(work, moment), *reduced, *_in_flight(work, moment))
 
 
 def _master(work: Workload) -> tuple[Term, ...]:
@@ -55,75 +77,132 @@ def _master(work: Workload) -> tuple[Term, ...]:
 
 def _optimizer_states(work: Workload) -> tuple[Term, ...]:
     numel, kind = partition_numel(work), work.spec.train.optimizer
-    return term(
-        "optimizer states, partition",
-        TermKind.OPTIMIZER_STATES,
-        optimizer.states_bytes(kind, [(numel, 1)], work.stepped_dtype),
-        FROM_FIRST_STEP,
-        formula=f"2 moments x {numel:,} elements ({kind})",
-        source=optimizer.SOURCES[kind],
-    ) + managed_term(work, ((numel, 1),))
-
-
-def _gradients(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """This rank's partition of the averaged gradients, filled as the backward pass goes."""
-    numel, width = partition_numel(work), work.gradient_bytes
-    return gradient_terms(
-        whole_bytes=numel * width,
-        so_far_bytes=0 if moment is Moment.LAST_BLOCK else numel * width,
-        accumulates=work.accumulates,
-        formula=f"{numel:,} elements x {width} B",
-        source=f"{SOURCE} averaged_gradients",
+    return (
+        term(
+            "optimizer states, partition",
+            TermKind.OPTIMIZER_STATES,
+            optimizer.states_bytes(kind, [(numel, 1)], work.stepped_dtype),
+            FROM_FIRST_STEP,
+            formula=f"2 moments x {numel:,} elements ({kind})",
+            source=optimizer.SOURCES[kind],
+        )
+        + managed_term(work, ((numel, 1),))
+        + foreach_term(work, numel)
     )
 
 
+def _averaged(work: Workload, rank: int) -> tuple[Term, ...]:
+    """In the optimizer's phase; with accumulation from the first backward pass on, and a second time while another
+    backward pass fills its own (terms_at)."""
+    numel, width = averaged_numel(work, rank), work.gradient_bytes
+    accumulated = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD) if work.accumulates else ()
+    return term(
+        "gradients, averaged",
+        TermKind.GRADIENTS,
+        numel * width,
+        (*accumulated, Phase.OPTIMIZER),
+        formula=f"{numel:,} elements of touched parameters x {width} B",
+        source=f"{SOURCE} copy_grads_in_partition, averaged_gradients",
+    )
+
+
+def _reduced(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
+    """The buffer of this backward pass: allocated whole when the first of the rank's own gradients is reduced."""
+    if not _has_begun(work, rank, moment):
+        return ()
+    numel, width = averaged_numel(work, rank), work.gradient_bytes
+    return at(
+        moment,
+        "gradients, being averaged",
+        TermKind.GRADIENTS,
+        numel * width,
+        formula=f"{numel:,} elements of touched parameters x {width} B",
+        source=f"{SOURCE} copy_grads_in_partition",
+    )
+
+
+def _has_begun(work: Workload, rank: int, moment: Moment) -> bool:
+    """Whether the backward pass, which goes from the end of the flat order to its beginning, has come to this rank's
+    partition. Partitions of norms and biases are everywhere, and count where they are all there is."""
+    if moment in (*BEFORE_GRADIENTS, HEAD):
+        return False
+    found = flat.ends(work.inventory)
+    if not found:
+        return True
+    whole = found[-1]
+    size = flat.partition_numel(whole, work.world_size)
+    end = min((rank + 1) * size, whole)
+    inventory = work.inventory
+    tail = 0 if inventory.is_tied else sum(p.numel for p in inventory.root.trained if "embed" not in p.name)
+    if moment is EMBEDDING:
+        return True
+    if moment.place is Place.FIRST:
+        before = sum(p.numel for p in inventory.root.trained if "embed" in p.name)
+        return end > before + inventory.largest_block.trained_numel
+    return end > whole - tail - (inventory.largest_block.trained_numel if moment is not AFTER_HEAD else 0)
+
+
 def bucket_bytes(work: Workload) -> int:
-    """The contiguous gradient buckets, allocated at the start of every backward pass whatever the model's size."""
+    """The contiguous gradient buckets, allocated at the first gradient of every backward pass whatever the model's
+    size."""
     shard = work.spec.shard
     assert shard.reduce_bucket_size is not None
     return shard.reduce_bucket_size * work.gradient_bytes * (2 if shard.overlap_comm else 1)
 
 
-def _bucket(work: Workload) -> tuple[Term, ...]:
+def _bucket(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    if moment in (*BEFORE_GRADIENTS, HEAD):
+        return ()
     shard = work.spec.shard
-    return term(
+    return at(
+        moment,
         "gradient buckets",
         TermKind.SHARDING_BUFFERS,
         bucket_bytes(work),
-        (Phase.BACKWARD,),
         formula=f"{shard.reduce_bucket_size:,} elements x {work.gradient_bytes} B x {2 if shard.overlap_comm else 1}",
         source=f"{SOURCE} setup_buckets",
     )
 
 
-def _in_flight(work: Workload) -> tuple[Term, ...]:
-    """The gradient just computed; one larger than the bucket is reduced by itself."""
-    numel = work.inventory.largest_numel(State.TRAINED, State.ADAPTER)
-    return term(
+def _in_flight(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """The gradient just computed; one larger than the bucket is reduced by itself. A tied head's waits."""
+    waiting = waiting_numel(work.inventory, moment) if moment is not HEAD else 0
+    numel = in_flight_numel(work.inventory, moment) + waiting
+    return at(
+        moment,
         "gradient in flight",
         TermKind.GRADIENTS,
         numel * work.gradient_bytes,
-        (Phase.BACKWARD,),
-        formula=f"largest parameter, {numel:,} elements x {work.gradient_bytes} B",
+        formula=f"{numel:,} elements x {work.gradient_bytes} B",
         source=f"{SOURCE} reduce_independent_p_g_buckets_and_remove_grads",
     )
 
 
 def _flattening(work: Workload) -> tuple[Term, ...]:
-    """While the engine is built: the flat copy beside the trained weights; later the gradients that initialise the
-    optimizer, in fp32. The first is larger but on one rank."""
-    flat = work.inventory.trained_numel * work.dtypes.trained.num_bytes
-    on_host = work.spec.shard.offload is Offload.OPTIMIZER
-    zeros = 0 if on_host else partition_numel(work) * work.stepped_dtype.num_bytes
-    master = 0 if on_host else partition_numel(work) * work.stepped_dtype.num_bytes
+    """While the engine is built: the flat copy beside the trained weights, before the master exists; later the
+    gradients that initialise the optimizer. Where the flat copy has no room on the device it is made in host RAM."""
+    width = work.stepped_dtype.num_bytes
+    flat_bytes = work.inventory.trained_numel * work.dtypes.trained.num_bytes
+    zeros = 0 if is_offloaded(work) else partition_numel(work) * width
+    if not _has_room(work, flat_bytes):
+        flat_bytes = 0
     return term(
         "flattening",
         TermKind.SHARDING_BUFFERS,
-        max(flat - master, zeros),
+        max(flat_bytes - zeros, zeros),
         (Phase.WRAP,),
-        formula="the larger of: flat copy of the trained weights (before the master exists), fp32 zeros of a partition",
+        formula=f"the larger of the flat copy {flat_bytes:,} B, in the place of the master's {zeros:,} B,"
+        f" and zeros of the master's size",
         source=f"{SOURCE} flatten_dense_tensors_aligned, initialize_optimizer_states",
     )
+
+
+def _has_room(work: Workload, flat_bytes: int) -> bool:
+    capacity = work.spec.device.memory_bytes
+    if capacity is None or not work.on_cuda:
+        return True
+    weights = sum(found.size_bytes for found in whole_weights(work))
+    return capacity - weights >= flat_bytes
 
 
 def _step(work: Workload) -> tuple[Term, ...]:
@@ -142,7 +221,7 @@ def _step(work: Workload) -> tuple[Term, ...]:
 
 def _offload_buffer(work: Workload) -> tuple[Term, ...]:
     """A staging buffer as large as the largest parameter."""
-    numel = work.inventory.largest_numel(State.TRAINED, State.ADAPTER)
+    numel = max((p.numel for p, _ in work.inventory.counted() if p.state.is_trained), default=0)
     return term(
         "offload staging",
         TermKind.SHARDING_BUFFERS,

@@ -5,12 +5,16 @@ Source: deepspeed 0.19.8 runtime/zero/stage3.py, partition_parameters.py and par
 
 from __future__ import annotations
 
+from launcher.models import Role
 from launcher.planner import optimizer, quantisation
-from launcher.planner.gradients import Moment
-from launcher.planner.inventory import Held, State
+from launcher.planner.foreach import foreach_term
+from launcher.planner.gradients import in_flight_numel
+from launcher.planner.inventory import Block, Held, State
+from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place
 from launcher.planner.outside import managed_term
 from launcher.planner.sharding.fsdp import KINDS, storage_bytes
-from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, FROM_WRAP, term
+from launcher.planner.sharding.tied import waiting_numel
+from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, FROM_WRAP, at, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.weights import constants_formula
 from launcher.planner.workload import Workload
@@ -23,9 +27,9 @@ COORDINATOR = "deepspeed 0.19.8 runtime/zero/partitioned_param_coordinator.py"
 TRAINED = (State.TRAINED, State.ADAPTER)
 
 
-def rank_classes(work: Workload) -> tuple[tuple[int, ...], ...]:
+def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
     """Each parameter's partitions are padded to equal sizes."""
-    return (tuple(range(work.world_size)),)
+    return ((range(work.world_size), 0),)
 
 
 def stored(work: Workload, parameter: Held) -> tuple[int, int]:
@@ -56,16 +60,22 @@ def sub_group_numel(work: Workload) -> int:
     return min(work.spec.shard.sub_group_size, partition_numel(work))
 
 
-def terms(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
+def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     """Partitions, states and buffers; what is offloaded leaves the device."""
     del rank  # all ranks are alike
     offload = work.spec.shard.offload
-    found = (*_constants(work), *_persistent(work), *_live(work, moment), *_reduction(work), *_one_parameter(work))
+    found = (*_constants(work), *_persistent(work), *_live(work), *_bucket(work), *_one_parameter(work))
     if offload is not Offload.ALL:
         found += _shards(work)
     if offload is Offload.NONE:
         found += (*_master(work), *_optimizer_states(work), *_gradients(work), *_initialising(work), *_step(work))
     return found
+
+
+def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
+    """Gathered parameters, and the gradient that is on its way to its partition."""
+    del rank
+    return (*_live_at(work, moment), *_in_flight(work, moment))
 
 
 def _shards(work: Workload) -> tuple[Term, ...]:
@@ -111,14 +121,18 @@ def _master(work: Workload) -> tuple[Term, ...]:
 
 def _optimizer_states(work: Workload) -> tuple[Term, ...]:
     numel, kind = partition_numel(work), work.spec.train.optimizer
-    return term(
-        "optimizer states, partition",
-        TermKind.OPTIMIZER_STATES,
-        optimizer.states_bytes(kind, [(numel, 1)], work.stepped_dtype),
-        FROM_FIRST_STEP,
-        formula=f"2 moments x {numel:,} elements ({kind})",
-        source=optimizer.SOURCES[kind],
-    ) + managed_term(work, ((numel, 1),))
+    return (
+        term(
+            "optimizer states, partition",
+            TermKind.OPTIMIZER_STATES,
+            optimizer.states_bytes(kind, [(numel, 1)], work.stepped_dtype),
+            FROM_FIRST_STEP,
+            formula=f"2 moments x {numel:,} elements ({kind})",
+            source=optimizer.SOURCES[kind],
+        )
+        + managed_term(work, ((numel, 1),))
+        + foreach_term(work, sub_group_numel(work))
+    )
 
 
 def _gradients(work: Workload) -> tuple[Term, ...]:
@@ -135,14 +149,17 @@ def _gradients(work: Workload) -> tuple[Term, ...]:
 
 
 def _initialising(work: Workload) -> tuple[Term, ...]:
-    numel = sub_group_numel(work)
+    """Zeros that initialise the optimizer, and before them a second copy of the last sub-group's master; both are gone
+    when the gradient buffers come, which are counted where they stay."""
+    numel, width = sub_group_numel(work), work.stepped_dtype.num_bytes
+    later = partition_numel(work) * work.gradient_bytes + bucket_bytes(work)
     return term(
         "initialising states",
         TermKind.SHARDING_BUFFERS,
-        numel * work.stepped_dtype.num_bytes,
+        max(numel * width - later, 0),
         (Phase.WRAP,),
-        formula=f"largest sub-group, {numel:,} elements x {work.stepped_dtype.num_bytes} B",
-        source=f"{SOURCE} initialize_optimizer_states",
+        formula=f"largest sub-group, {numel:,} elements x {width} B, before {later:,} B of gradient buffers",
+        source=f"{SOURCE} _create_fp32_partitions, initialize_optimizer_states",
     )
 
 
@@ -188,78 +205,101 @@ def released_bytes(work: Workload) -> tuple[int, int]:
     return sum(n * count for (n, _), count in found), sum(n * w * count for (n, w), count in found)
 
 
-def live_at_loss_numel(work: Workload) -> int:
-    """Elements kept gathered when the forward pass ends, because they are reused within max_reuse_distance.
+def most_live_numel(work: Workload) -> int:
+    """Elements that are gathered at a time from the middle of the forward pass on.
 
-    From the use of a block to its next, the rest of the forward pass and the backward pass over it are traversed:
-    its elements twice, or three times when the backward pass recomputes them (__params_to_release).
+    Each module's hook prefetches a bucket more, whatever is in flight already, and modules without parameters do so
+    too: the prefetcher runs ahead until max_live_parameters are gathered, or the whole model is (fetch_sub_module).
     """
-    assert work.spec.shard.max_reuse_distance is not None
-    traversals = 3 if work.checkpointing else 2
-    return min(released_bytes(work)[0], work.spec.shard.max_reuse_distance // traversals)
+    assert work.spec.shard.max_live_parameters is not None
+    return min(released_bytes(work)[0], work.spec.shard.max_live_parameters)
 
 
-def _live(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """Gathered parameters: those kept for reuse, the largest one in use, and those being fetched ahead."""
-    shard = work.spec.shard
-    assert shard.prefetch_bucket_size is not None
+def _live(work: Workload) -> tuple[Term, ...]:
+    """Gathered parameters in the forward pass and in evaluation."""
+    return _gathered(work, most_live_numel(work), (Phase.FORWARD, Phase.EVALUATION), "live parameters")
+
+
+def _live_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """Those of one moment. Near the end of the backward pass nothing is left to fetch."""
+    numel = most_live_numel(work)
+    if moment is EMBEDDING:
+        numel = min(numel, sum(stored(work, p)[0] for p in work.inventory.root.parameters if "embed" in p.name))
+    elif moment.place is Place.FIRST:
+        left = Block(copies=1, parameters=(*work.inventory.root.parameters, *work.inventory.largest_block.parameters))
+        wanted = [p for p in left.parameters if p.role is not Role.HEAD and not is_persistent(work, p)]
+        numel = min(numel, sum(stored(work, p)[0] for p in wanted))
+    return _gathered(work, numel, (moment.phase,), "live parameters")
+
+
+def _gathered(work: Workload, numel: int, phases: tuple[Phase, ...], name: str) -> tuple[Term, ...]:
     total_numel, total_bytes = released_bytes(work)
     if total_numel == 0:
         return ()
-    largest = max(stored(work, p)[0] for p, _ in work.inventory.counted())
-    running = min(total_numel, largest + shard.prefetch_bucket_size)
-    at_loss = min(total_numel, live_at_loss_numel(work) + largest)
-    at_last = min(total_numel, live_at_loss_numel(work) + running)
-    backward = {Moment.LAST_BLOCK: at_last, Moment.FIRST_BLOCK: running, Moment.AFTER_BLOCKS: largest}[moment]
-    found: tuple[Term, ...] = ()
-    for name, numel, phases in (
-        ("live parameters", running, (Phase.FORWARD, Phase.EVALUATION)),
-        ("live parameters around the loss", at_loss, (Phase.LOSS,)),
-        ("live parameters, backward", backward, (Phase.BACKWARD,)),
-    ):
-        found += term(
-            name,
-            TermKind.SHARDING_BUFFERS,
-            numel * total_bytes // total_numel,
-            phases,
-            formula=f"{numel:,} of {total_numel:,} elements gathered",
-            source=COORDINATOR,
-        )
-    return found
+    return term(
+        name,
+        TermKind.SHARDING_BUFFERS,
+        numel * total_bytes // total_numel,
+        phases,
+        formula=f"{numel:,} of {total_numel:,} elements gathered, of {total_bytes:,} B",
+        source=COORDINATOR,
+    )
 
 
-def _reduction(work: Workload) -> tuple[Term, ...]:
-    """The gradient bucket, held for the whole run; its rearranged copy for the reduce-scatter; and the gradient just
-    computed."""
+def bucket_bytes(work: Workload) -> int:
+    """The gradient bucket, held for the whole run."""
     assert work.spec.shard.reduce_bucket_size is not None
-    bucket, width = work.spec.shard.reduce_bucket_size, work.gradient_bytes
-    largest = work.inventory.largest_numel(*TRAINED)
-    copied = max(bucket, largest) if work.world_size > 1 else 0
-    buffers = TermKind.SHARDING_BUFFERS
+    return work.spec.shard.reduce_bucket_size * work.gradient_bytes
+
+
+def _bucket(work: Workload) -> tuple[Term, ...]:
+    return term(
+        "gradient bucket",
+        TermKind.SHARDING_BUFFERS,
+        bucket_bytes(work),
+        FROM_WRAP,
+        formula=f"{work.spec.shard.reduce_bucket_size:,} elements x {work.gradient_bytes} B",
+        source=f"{SOURCE} ipg_buckets",
+    )
+
+
+def copied_numel(work: Workload) -> int:
+    """Elements of a full bucket, whose tensors are rearranged by rank before they are reduced; a tensor larger than
+    the bucket is reduced alone, and copied only where it does not divide by the ranks."""
+    if work.world_size == 1:
+        return 0
+    assert work.spec.shard.reduce_bucket_size is not None
+    trained = [p.numel for p, _ in work.inventory.counted(*TRAINED)]
+    uneven = max((numel for numel in trained if numel % work.world_size), default=0)
+    return max(min(work.spec.shard.reduce_bucket_size, work.inventory.trained_numel), uneven)
+
+
+def _in_flight(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """The gradient just computed, beside one too large for the bucket that waits for it there, and a bucket's
+    rearranged copy. A tied head's gradient waits for the embedding's."""
+    if moment in BEFORE_GRADIENTS:
+        return ()
+    width, bucket = work.gradient_bytes, work.spec.shard.reduce_bucket_size or 0
+    waiting = waiting_numel(work.inventory, moment) if moment is not HEAD else 0
+    numel = in_flight_numel(work.inventory, moment)
+    twice = numel if numel > bucket and moment not in (HEAD, AFTER_HEAD, EMBEDDING) else 0
+    copied = 0 if moment is HEAD else copied_numel(work)
     return (
-        *term(
-            "gradient bucket",
-            buffers,
-            bucket * width,
-            FROM_WRAP,
-            formula=f"{bucket:,} elements x {width} B",
-            source=f"{SOURCE} ipg_buckets",
-        ),
-        *term(
-            "reduce-scatter copy",
-            buffers,
-            copied * width,
-            (Phase.BACKWARD,),
-            formula=f"{copied:,} elements x {width} B",
-            source="deepspeed 0.19.8 runtime/comm/coalesced_collectives.py reduce_scatter_coalesced",
-        ),
-        *term(
+        *at(
+            moment,
             "gradient in flight",
             TermKind.GRADIENTS,
-            largest * width,
-            (Phase.BACKWARD,),
-            formula=f"largest parameter, {largest:,} elements x {width} B",
-            source=SOURCE,
+            (numel + twice + waiting) * width,
+            formula=f"({numel:,} + {twice:,} waiting in the bucket + {waiting:,} of a tied head) x {width} B",
+            source=f"{SOURCE} __add_grad_to_ipg_bucket",
+        ),
+        *at(
+            moment,
+            "reduce-scatter copy",
+            TermKind.SHARDING_BUFFERS,
+            copied * width,
+            formula=f"{copied:,} elements x {width} B",
+            source="deepspeed 0.19.8 runtime/comm/coalesced_collectives.py reduce_scatter_coalesced",
         ),
     )
 

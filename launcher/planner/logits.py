@@ -1,0 +1,61 @@
+"""Logits at each moment: on their way to the loss, and back."""
+
+from __future__ import annotations
+
+from launcher.planner.loss import HF_SOURCE, backward_bytes_per_logit, forward_bytes_per_logit, loss_terms
+from launcher.planner.moments import HEAD, LOSS, LOSS_BACKWARD, Moment
+from launcher.planner.terms import at
+from launcher.planner.types import Phase, Term, TermKind
+from launcher.planner.workload import Workload
+from launcher.spec import Loss
+
+
+def evaluation_terms(work: Workload) -> tuple[Term, ...]:
+    """Those of evaluation."""
+    return tuple(found for found in loss_terms(work) if Phase.EVALUATION in found.phases)
+
+
+def logits_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """Those of one moment. A loss that never holds all logits has its one peak where its backward pass is, too."""
+    if work.spec.train.loss is Loss.CROSS_ENTROPY:
+        return _materialised(work, moment)
+    if moment not in (LOSS, LOSS_BACKWARD):
+        return ()
+    return tuple(
+        made
+        for found in loss_terms(work)
+        if Phase.LOSS in found.phases
+        for made in at(moment, found.name, found.kind, found.size_bytes, formula=found.formula, source=found.source)
+    )
+
+
+def _materialised(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    rate = _bytes_per_logit(work, moment)
+    logits = work.tokens * work.shape.vocab_size
+    return at(
+        moment,
+        NAMES.get(moment, ""),
+        TermKind.LOGITS,
+        logits * rate,
+        formula=f"{work.tokens:,} tokens x {work.shape.vocab_size:,} x {rate} B",
+        source=HF_SOURCE,
+    )
+
+
+def _bytes_per_logit(work: Workload, moment: Moment) -> int:
+    """Gemma 2's final soft-capping keeps its tanh until its own backward pass."""
+    practice, width = work.practice, work.logit_bytes
+    soft_cap = width if work.shape.final_logit_softcapping else 0
+    held = width if practice.keeps_outputs else 0
+    if moment is LOSS:
+        return forward_bytes_per_logit(width, shifted_copy=practice.shifted_logits_copy) + soft_cap
+    if moment is LOSS_BACKWARD:
+        return backward_bytes_per_logit(held) + soft_cap
+    return width + held if moment is HEAD else 0
+
+
+NAMES = {
+    LOSS: "logits and log-softmax",
+    LOSS_BACKWARD: "log-softmax and its gradients",
+    HEAD: "gradient of the logits",
+}
