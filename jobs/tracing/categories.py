@@ -55,6 +55,7 @@ def category_of(spec: JobSpec) -> Callable[[Block], TermKind]:
 
 
 BY_PHASE: dict[Phase | None, TermKind] = {
+    Phase.LOAD: TermKind.WEIGHTS,
     Phase.FORWARD: TermKind.ACTIVATIONS,
     Phase.LOSS: TermKind.LOGITS,
     Phase.BACKWARD: TermKind.ACTIVATIONS,

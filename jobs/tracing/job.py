@@ -6,6 +6,7 @@ The job's own checks run too: that the model really is wrapped, sharded and in t
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from jobs.model import load_model
 from jobs.prompt import IGNORED
 from jobs.start import Start
 from jobs.stop import StopRequest
-from jobs.tracing import categories, zero
+from jobs.tracing import categories, quantised, zero
 from jobs.tracing.huggingface import read_shapes
 from jobs.tracing.recorder import Recorder
 from jobs.tracing.target import Target
 from jobs.trainer import NUM_TOKENS, ROW, JobTrainer
-from launcher.planner.types import Phase
+from launcher.planner.types import Phase, TermKind
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import RankMeasurement
 from launcher.spec import JobSpec, TrackerKind, TrackerSpec
@@ -136,6 +137,7 @@ class TracedJob(Job):
         parameters = list(self.trainer.model_wrapped.parameters())
         zero.note(self.recorder, self.trainer.model_wrapped, self.spec)
         categories.note_parameters(self.recorder, parameters, self.spec)
+        self.recorder.categorise(quantised.constants(self.trainer.model_wrapped), TermKind.WEIGHTS)
         categories.note_gradients(self.recorder, parameters)
         if self.trainer.optimizer is not None:
             categories.note_optimizer_states(self.recorder, self.trainer.optimizer)
@@ -168,7 +170,8 @@ class TracedJob(Job):
 
     def load_model(self) -> Any:
         """The model with weights that have a shape and no data."""
-        return load_model(self.spec, device=self.device, read=read_shapes)
+        read = functools.partial(read_shapes, mapped=self.device.type == "cpu")
+        return load_model(self.spec, device=self.device, read=read)
 
     def build_trainer(self, *args: Any, **kwargs: Any) -> JobTrainer:
         """The trainer, its batches fake."""

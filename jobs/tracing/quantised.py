@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,7 +23,6 @@ from jobs.tracing.recorder import Expansion
 from jobs.tracing.target import Target
 
 DEFAULT_KERNEL = torch._C.DispatchKey.CompositeExplicitAutograd
-NESTED_BLOCK = 256  # of the constants' own quantisation
 
 
 def install(target: Target, note: Callable[[str], None]) -> dict[Any, Expansion]:
@@ -74,7 +73,7 @@ def gemm_4bit(
     activations: torch.Tensor,
     _weight: torch.Tensor,
     shape: list[int],
-    absmax: torch.Tensor,
+    _absmax: torch.Tensor,
     _blocksize: int,
     _quant_type: str,
     bias: torch.Tensor | None = None,
@@ -84,9 +83,20 @@ def gemm_4bit(
 ) -> torch.Tensor:
     """The unfused form: the constants of double quantisation, the whole weight in the activations' dtype, a product."""
     del absmax_code
+    held = []  # until the product is there, as the kernel's own variables
     if absmax_8bit is not None:
-        assert absmax_offset is not None
         nested = torch.empty_like(absmax_8bit, dtype=torch.float32)
-        absmax = nested + absmax_offset
+        held = [nested, nested + absmax_offset]
     weight = torch.empty(shape, dtype=activations.dtype, device=activations.device)
-    return F.linear(activations, weight, bias)
+    product = F.linear(activations, weight, bias)
+    del held
+    return product
+
+
+def constants(model: nn.Module) -> Iterator[torch.Tensor]:
+    """What it takes to dequantise the weights of a model, kept beside them."""
+    for module in model.modules():
+        state = getattr(module, "quant_state", None)
+        while state is not None:
+            yield from (part for part in (state.absmax, state.code, state.offset) if isinstance(part, torch.Tensor))
+            state = state.state2
