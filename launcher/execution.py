@@ -19,9 +19,11 @@ from launcher.report.outcome import show_outcome, write_report
 from launcher.report.progress import ProgressView
 from launcher.runs.outcome import Outcome
 from launcher.runs.registry import new_run_id
+from launcher.spec import Fit
 from launcher.targets.folder import write_run_folder
 from launcher.targets.local import start_and_follow
 from launcher.targets.ports import choose_port
+from launcher.targets.space import check_disk, disk_need, free_bytes
 from launcher.workflow import Prepared
 
 
@@ -48,7 +50,14 @@ def render_only(prepared: Prepared, console: Console) -> None:
 
 
 def run(prepared: Prepared, console: Console) -> Outcome:
-    """mode=run: start the job, follow it to its end, and report. The outcome says how it ended; it is not raised."""
+    """mode=run: start the job, follow it to its end, and report. The outcome says how it ended; it is not raised.
+
+    Raises DoesNotFit where the disk cannot hold what it will write.
+    """
+    refuse = prepared.fit is not Fit.WARN
+    warning = check_disk(disk_need(prepared.plan), prepared.runs_dir, free_bytes(prepared.runs_dir), refuse=refuse)
+    if warning:
+        console.print(warning, style="yellow")
     launch = frozen(prepared)
     with ProgressView(console) as progress:
         outcome = start_and_follow(launch, observer=progress, say=console.print)

@@ -74,7 +74,7 @@ def _run_job(model: Path, shard: ShardKind, name: str, more: Sequence[str]) -> t
     overrides = (
         "model=path", f"model.path={model}", "data=alpaca", f"data.path={model / 'rows.json'}", "method=lora",
         f"shard={shard}", "device=cpu", f"gpus={NUM_RANKS}", "tracker=none", f"runs_dir={runs_dir}",
-        "data.eval_fraction=0", "train.global_batch=8", "train.micro_batch=4", "train.packing=true",
+        "data.eval_fraction=0.02", "train.global_batch=8", "train.micro_batch=4", "train.packing=true",
         "train.max_steps=3", "fit=warn", *more,
     )  # fmt: skip
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:

@@ -37,6 +37,7 @@ class Key(StrEnum):
     NVLS_CHANNELS = "num_nvls_channels"
     NCCL_COMMUNICATORS = "nccl_communicators_bytes"
     CUDA_HOST = "cuda_host_bytes"
+    DATA_WORKER = "data_worker_bytes"
     CPU_PROCESS = "cpu_process_bytes"
     CPU_SLACK = "percent_cpu_slack"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from launcher.models import model_shape
-from launcher.planner import host
+from launcher.planner import disk, host
 from launcher.planner.cards import smallest_card
 from launcher.planner.constants import Constants
 from launcher.planner.estimate import Estimator
@@ -28,6 +28,8 @@ def make_plan(spec: JobSpec, cards: Sequence[DeviceSpec], constants: Constants |
     proposed = suggestions(estimator, spec, found) if found.verdict in UNSURE else ()
     wanted = found.verdict is Verdict.NO_CARD or (found.verdict is Verdict.DOES_NOT_FIT and not proposed)
     worst = max(found.ranks, key=lambda rank: rank.allocated_bytes + rank.outside_bytes)
+    on_host = host.host_terms(found.work, found.need.process_bytes)
+    checkpoint, result = disk.checkpoint_terms(found.work), disk.result_terms(found.work)
     return MemoryPlan(
         spec=found.spec,
         instrument=INSTRUMENT,
@@ -38,13 +40,16 @@ def make_plan(spec: JobSpec, cards: Sequence[DeviceSpec], constants: Constants |
         process_low_bytes=found.need.low_bytes,
         process_high_bytes=found.need.high_bytes,
         least_capacity_bytes=found.need.process_bytes,
-        host_ram_bytes_per_node=host.host_ram_bytes_per_node(found.work, found.need.process_bytes),
-        checkpoint_bytes=host.checkpoint_bytes(found.work),
-        result_bytes=host.result_bytes(found.work),
+        host_ram_bytes_per_node=host.peak_bytes(on_host),
+        checkpoint_bytes=disk.total_bytes(checkpoint),
+        result_bytes=disk.total_bytes(result),
         capacity_bytes=spec.device.memory_bytes,
         verdict=found.verdict,
         smallest_card=smallest_card(estimator, spec, cards) if wanted else None,
         suggestions=proposed,
+        host_terms=on_host,
+        checkpoint_terms=checkpoint,
+        result_terms=result,
     )
 
 

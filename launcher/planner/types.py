@@ -105,6 +105,36 @@ class Suggestion:
     note: str
 
 
+class HostMoment(StrEnum):
+    """When host RAM is held: while weights are read, for the whole training, or while something is saved in it."""
+
+    LOADING = "loading"
+    TRAINING = "training"
+    SAVING = "saving"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostTerm:
+    """One amount of host RAM on the fullest node (the first), over all its ranks. Files the kernel keeps in memory
+    because there is room (the page cache) do not count."""
+
+    name: str
+    size_bytes: int
+    moments: tuple[HostMoment, ...]
+    formula: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskTerm:
+    """One kind of file, over all ranks, of each checkpoint or of the result."""
+
+    name: str
+    size_bytes: int
+    formula: str
+    source: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
     """The answer: what every rank needs, whether it fits, and how sure that is.
@@ -112,7 +142,7 @@ class MemoryPlan:
     spec: the job planned, its micro batch chosen.
     process_bytes: what the driver (or, on CPU, the kernel) will show for the worst rank; low and high bound it.
     least_capacity_bytes: the smallest device on which the job is expected to survive.
-    host_ram_bytes_per_node, checkpoint_bytes, result_bytes: outside the device.
+    host_ram_bytes_per_node, checkpoint_bytes, result_bytes: outside the device; the terms say what they are made of.
     capacity_bytes: the device's memory, None where no card was named; smallest_card answers then.
     """
 
@@ -132,6 +162,9 @@ class MemoryPlan:
     verdict: Verdict
     smallest_card: str | None
     suggestions: tuple[Suggestion, ...]
+    host_terms: tuple[HostTerm, ...] = ()
+    checkpoint_terms: tuple[DiskTerm, ...] = ()
+    result_terms: tuple[DiskTerm, ...] = ()
 
     @property
     def worst_rank(self) -> RankPlan:

@@ -9,7 +9,17 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from launcher.planner.types import MemoryPlan, Phase, RankPlan, Suggestion, Term, TermKind, Verdict
+from launcher.planner.types import (
+    DiskTerm,
+    HostTerm,
+    MemoryPlan,
+    Phase,
+    RankPlan,
+    Suggestion,
+    Term,
+    TermKind,
+    Verdict,
+)
 from launcher.report.bar import capacity_bar, capacity_cells, share_bar
 from launcher.report.console import columns, draws_blocks, heading, indented, show
 from launcher.report.describe import (
@@ -200,6 +210,14 @@ def _show_terms(plan: MemoryPlan, console: Console) -> None:
         )
         show(console, heading(f"Terms of {rank_range_words(rank.ranks)}", detail))
         show(console, *_terms(term for term in rank.terms if term in mine))
+    nodes = " of the first node" if plan.spec.nodes > 1 else ""
+    for title, terms in (
+        (f"Host RAM{nodes}", plan.host_terms),
+        ("Each checkpoint", plan.checkpoint_terms),
+        ("The result", plan.result_terms),
+    ):
+        if terms:
+            show(console, heading(title), *(made for term in terms for made in _beside(term)))
 
 
 def _terms(terms: Iterable[Term]) -> Iterator[RenderableType]:
@@ -213,6 +231,17 @@ def _terms(terms: Iterable[Term]) -> Iterator[RenderableType]:
         table.add_row(Text("alive in", style="dim"), phase_words(term.phases))
         yield indented(title)
         yield indented(indented(table))
+
+
+def _beside(term: HostTerm | DiskTerm) -> Iterator[RenderableType]:
+    """A term outside the devices, with its formula and source."""
+    table = columns("lw")
+    table.add_row(Text("formula", style="dim"), f"{term.formula} = {term.size_bytes:,} B")
+    table.add_row(Text("source", style="dim"), term.source)
+    if isinstance(term, HostTerm):
+        table.add_row(Text("held in", style="dim"), ", ".join(moment.value for moment in term.moments))
+    yield indented(Text.assemble((term.name, "bold"), f"  {format_bytes(term.size_bytes)}"))
+    yield indented(indented(table))
 
 
 # Verdict and ways out

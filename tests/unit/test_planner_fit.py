@@ -10,7 +10,6 @@ import yaml
 from launcher.devices import listed_devices
 from launcher.models import model_shape
 from launcher.paths import conf_dir
-from launcher.planner import host
 from launcher.planner.cards import can_compute
 from launcher.planner.estimate import Estimator
 from launcher.planner.fit import suggestions
@@ -18,7 +17,7 @@ from launcher.planner.fit.altering import DEFAULT_LORA
 from launcher.planner.fit.equivalent import can_shard
 from launcher.planner.plan import equivalents, make_plan
 from launcher.planner.types import MemoryPlan, Verdict
-from launcher.spec import DeviceSpec, JobSpec, MethodKind, Offload, ShardKind
+from launcher.spec import DeviceSpec, JobSpec, Offload, ShardKind
 from launcher.units import GIB
 from tests.composed import spec_of
 from tests.planner_jobs import ANY, estimate, job, model_config
@@ -178,19 +177,6 @@ def test_default_adapter_is_that_of_the_configuration() -> None:
     assert DEFAULT_LORA.targets == (conf["targets"],)
 
 
-def test_host_ram_and_disk() -> None:
-    """An 8B model: DDP's ranks each read 15 GiB of bf16; FSDP reads fp32 once; ZeRO-3's offload adds 18 B a weight."""
-    numel = 8_030_261_248
-    assert host.loading_bytes(estimate(job(gpus=4)).work) == 4 * 2 * numel
-    assert host.loading_bytes(estimate(job(method="full", shard="fsdp", gpus=4)).work) == 4 * numel
-    work = estimate(job(method="full", shard="zero3", offload="optimizer", gpus=4)).work
-    assert host.offloaded_bytes_per_rank(work) == numel // 4 * 18
-    assert host.result_bytes(work) == 2 * numel
-    lora = estimate(job()).work
-    assert host.result_bytes(lora) == 4 * lora.inventory.trained_numel
-    assert lora.spec.method.kind is MethodKind.LORA
-
-
 def test_a_large_model_on_many_ranks() -> None:
     found = plan(job("llama3.1-405b", method="full", shard="fsdp", gpus=8, nodes=8, global_batch=64, device="h200"))
     assert sum(len(rank.ranks) for rank in found.ranks) == 64
@@ -202,14 +188,3 @@ def test_a_card_without_bf16_is_not_proposed() -> None:
     t4: DeviceSpec = next(card for card in CARDS if card.name == "t4")
     assert not can_compute(t4, job())
     assert can_compute(t4, job(precision="fp16_mixed"))
-
-
-def test_disk_of_a_checkpoint() -> None:
-    """FSDP2: fp32 weights twice and two moments; ZeRO-3: bf16 weights, fp32 master and two moments."""
-    numel, num_tensors = 8_030_261_248, 3 + 32 * 9
-    fsdp = estimate(job(method="full", shard="fsdp", gpus=4)).work
-    assert host.checkpoint_bytes(fsdp) == 16 * numel + 4 * num_tensors
-    zero3 = estimate(job(method="full", shard="zero3", gpus=4)).work
-    assert host.checkpoint_bytes(zero3) == 14 * numel + 4 * 4
-    ddp = estimate(job(method="full", gpus=4)).work
-    assert host.checkpoint_bytes(ddp) == 12 * numel + 4 * num_tensors

@@ -1,0 +1,118 @@
+"""Host RAM and disk: which ranks hold what, when, and how many bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from launcher.planner import disk, host
+from launcher.planner.constants import Key
+from launcher.planner.types import HostMoment
+from launcher.planner.workload import Workload
+from launcher.spec import MethodKind
+from launcher.units import MIB
+from tests.planner_jobs import estimate, job
+
+NUMEL = 8_030_261_248  # of llama3-8b
+NUM_TENSORS = 3 + 32 * 9
+ADAPTER = 41_943_040  # rank 16 on every linear layer
+
+
+def work(**options: object) -> Workload:
+    return estimate(job(**options)).work  # type: ignore[arg-type]
+
+
+def terms(**options: object) -> dict[str, int]:
+    return {term.name: term.size_bytes for term in host.host_terms(work(**options), 0)}
+
+
+def test_weights_are_converted_once_a_rank_or_by_rank_0_or_not_at_all() -> None:
+    """The checkpoint is in bf16. Full fine-tuning over DDP and FSDP2 trains in fp32; ZeRO and LoRA load bf16, which is
+    read through the memory map, as it lies."""
+    converted = "weights, converted while read"
+    assert terms(method="full", gpus=4)[converted] == 4 * 4 * NUMEL
+    assert terms(method="full", shard="fsdp", gpus=4)[converted] == 4 * NUMEL
+    for options in ({"shard": "zero2"}, {"shard": "zero3"}, {"method": "lora"}, {"method": "qlora"}):
+        assert converted not in terms(**({"method": "full", "gpus": 4} | options))
+
+
+def test_every_rank_of_zero2_copies_the_model_to_save_it() -> None:
+    gathered = "gathered to be saved"
+    whole = 2 * NUMEL + 2 * ADAPTER
+    assert terms(shard="zero2", gpus=4)[gathered] == 4 * whole
+    assert terms(shard="fsdp", gpus=4)[gathered] == 2 * NUMEL + 4 * ADAPTER
+    assert terms(shard="zero3", gpus=4)[gathered] == 2 * ADAPTER
+    assert terms(shard="ddp", gpus=4)[gathered] == 4 * ADAPTER
+    assert terms(method="full", gpus=4)[gathered] == 2 * NUMEL
+    # FSDP2 gathers two fp32 moments of everything for a checkpoint, which is more than the model
+    assert terms(method="full", shard="fsdp", gpus=4)[gathered] == 8 * NUMEL + 4 * NUM_TENSORS
+
+
+def test_offloaded_states_and_what_pinning_rounds_up() -> None:
+    zero3 = work(method="full", shard="zero3", offload="optimizer", gpus=4)
+    assert host.offloaded_bytes_per_rank(zero3) == NUMEL // 4 * 18
+    # two pinned fp32 blocks for each sub-group of 1e9 elements, and for the rest
+    assert host.pinned_blocks(zero3) == (4_000_000_000, 4_000_000_000, 4 * (NUMEL // 4 - 2 * 10**9)) * 2
+    assert host.pinning_bytes_per_rank(zero3) == 4 * (2**32 - 4_000_000_000) + 2 * (2**25 - 4 * 7_565_312)
+    everything = work(method="full", shard="zero3", offload="all", gpus=4)
+    assert host.offloaded_bytes_per_rank(everything) == NUMEL // 4 * 20
+    fsdp = work(method="full", shard="fsdp", offload="all", gpus=4)
+    assert sum(host.pinned_blocks(fsdp)) == NUMEL
+    assert host.pinning_bytes_per_rank(work(shard="zero3", gpus=4)) == 0
+
+
+@pytest.mark.parametrize(("size", "rounded"), [(1, 1), (2, 2), (3, 4), (4096, 4096), (4097, 8192)])
+def test_power_of_two(size: int, rounded: int) -> None:
+    assert host.power_of_two(size) == rounded
+
+
+def test_processes_and_workers() -> None:
+    found = work(gpus=4)
+    with_workers = dataclasses.replace(
+        found, spec=dataclasses.replace(found.spec, train=dataclasses.replace(found.spec.train, dataloader_workers=2))
+    )
+    by_name = {term.name: term for term in host.host_terms(with_workers, 0)}
+    constants, device = found.constants, found.spec.device
+    assert by_name["processes"].size_bytes == 4 * constants.get(Key.CPU_PROCESS, device).amount
+    assert by_name["CUDA libraries"].size_bytes == 4 * constants.get(Key.CUDA_HOST, device).amount
+    assert by_name["data workers"].size_bytes == 8 * 11 * MIB
+    assert HostMoment.LOADING not in by_name["data workers"].moments
+
+
+def test_the_peak_is_that_of_one_moment() -> None:
+    """A full job over DDP is fullest while it loads, and what it saves is never there together with that."""
+    found = work(method="full", gpus=4)
+    amounts = terms(method="full", gpus=4)
+    steady = amounts["processes"] + amounts["CUDA libraries"]
+    assert host.host_ram_bytes_per_node(found, 0) == steady + 16 * NUMEL
+
+
+def test_on_a_cpu_the_ranks_are_what_the_node_holds() -> None:
+    found = work(device="cpu", gpus=2, precision="fp32")
+    assert host.host_ram_bytes_per_node(found, 3_000_000_000) == 6_000_000_000
+
+
+def test_every_term_says_where_it_comes_from() -> None:
+    for method in MethodKind:
+        for shard in ("ddp", "fsdp", "zero2", "zero3"):
+            found = work(method=method.value, shard=shard, gpus=4)
+            written = (*disk.checkpoint_terms(found), *disk.result_terms(found))
+            assert all(t.formula and t.source for t in (*host.host_terms(found, 0), *written))
+
+
+def test_disk_of_a_checkpoint() -> None:
+    """FSDP2: fp32 weights twice and two moments; ZeRO-3: bf16 weights, fp32 master and two moments."""
+
+    def checkpoint(**options: object) -> int:
+        return disk.total_bytes(disk.checkpoint_terms(work(method="full", gpus=4, **options)))
+
+    assert checkpoint(shard="fsdp") == 16 * NUMEL + 4 * NUM_TENSORS
+    assert checkpoint(shard="zero3") == 14 * NUMEL + 4 * 4
+    assert checkpoint() == 12 * NUMEL + 4 * NUM_TENSORS
+
+
+def test_disk_of_a_result() -> None:
+    assert disk.total_bytes(disk.result_terms(work(method="full", shard="zero3", gpus=4))) == 2 * NUMEL
+    assert disk.total_bytes(disk.result_terms(work())) == 4 * ADAPTER
+    assert disk.total_bytes(disk.result_terms(work(shard="zero2", gpus=2))) == 2 * ADAPTER
