@@ -36,9 +36,10 @@ def fitcheck(method: MethodKind) -> Practice:
 
 
 def prime() -> Practice:
-    """prime-rl trainer/sft/train.py and trainer/model.py: FSDP2 over fp32 parameters, torch.optim.AdamW as it comes;
-    the logits are deleted before the backward pass."""
-    return Practice(foreach=True)
+    """prime-rl trainer/sft/train.py and trainer/model.py: FSDP2 over fp32 parameters, torch.optim.AdamW as it comes,
+    blocks compiled. The model's output holds fp32 logits (cast_float_and_contiguous) and lives through the backward
+    pass: `del logits` leaves `out`, which a later version deletes, too."""
+    return Practice(foreach=True, compiled=True, keeps_outputs=True, drops_half_logits=True)
 
 
 def trainer(case: Case, method: MethodKind, sharding: Sharding, precision: Precision, loss: Loss) -> Practice:

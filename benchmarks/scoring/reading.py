@@ -35,7 +35,7 @@ class Sharding:
 # a row that has several is refused.
 FOREIGN = (
     ("gptq", "GPTQ quantisation", ("quant", "method", "notes")),
-    ("foak", "FOAK's fused kernels", ("loss", "notes")),
+    ("foak triton", "FOAK's fused cross entropy", ("loss",)),
     ("op-level", "a single operation, no training step", ("method",)),
     ("init only", "a model that was only made, no training step", ("method",)),
     (" vs ", "two methods in one row", ("method",)),
@@ -229,7 +229,7 @@ def read_targets(case: Case, *, has_c_attn: bool = False) -> tuple[str, ...]:
         raise Unmodelled("LoRA's targets are not stated")
     if "all-linear" in text or "all linear" in text:
         return ("all-linear",)
-    words = re.split(r"[^\w]+", re.split(r"[;(]|, dropout", text)[0])
+    words = re.split(r"[^\w]+", re.split(r"[;(]|,? dropout", text)[0])
     named = [word for word in words if word]
     if "q_proj" in named and not has_c_attn:
         named = [word for word in named if word != "c_attn"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.planner.loss import HF_SOURCE, backward_bytes_per_logit, forward_bytes_per_logit, loss_terms
+from launcher.planner.loss import FP32, HF_SOURCE, backward_bytes_per_logit, forward_bytes_per_logit, loss_terms
 from launcher.planner.moments import HEAD, LOSS, LOSS_BACKWARD, Moment
 from launcher.planner.terms import at
 from launcher.planner.types import Phase, Term, TermKind
@@ -34,7 +34,7 @@ def _materialised(work: Workload, moment: Moment) -> tuple[Term, ...]:
     logits = work.tokens * work.shape.vocab_size
     return at(
         moment,
-        NAMES.get(moment, ""),
+        NAMES.get(moment, "logits held by the loop"),
         TermKind.LOGITS,
         logits * rate,
         formula=f"{work.tokens:,} tokens x {work.shape.vocab_size:,} x {rate} B",
@@ -43,15 +43,22 @@ def _materialised(work: Workload, moment: Moment) -> tuple[Term, ...]:
 
 
 def _bytes_per_logit(work: Workload, moment: Moment) -> int:
-    """Gemma 2's final soft-capping keeps its tanh until its own backward pass."""
+    """Gemma 2's final soft-capping keeps its tanh until its own backward pass; a loop may hold the logits all along."""
     practice, width = work.practice, work.logit_bytes
     soft_cap = width if work.shape.final_logit_softcapping else 0
-    held = width if practice.keeps_outputs else 0
+    held = _held_bytes(work) if practice.keeps_outputs else 0
     if moment is LOSS:
-        return forward_bytes_per_logit(width, shifted_copy=practice.shifted_logits_copy) + soft_cap
+        return soft_cap + forward_bytes_per_logit(
+            width, shifted_copy=practice.shifted_logits_copy, drops_half=practice.drops_half_logits
+        )
     if moment is LOSS_BACKWARD:
         return backward_bytes_per_logit(held) + soft_cap
-    return width + held if moment is HEAD else 0
+    return width + held if moment is HEAD else held
+
+
+def _held_bytes(work: Workload) -> int:
+    """Bytes of one logit of the model's output."""
+    return FP32 if work.practice.drops_half_logits else work.logit_bytes
 
 
 NAMES = {

@@ -40,15 +40,6 @@ def backward_bytes_per_logit(logit_bytes: int = 0) -> int:
     return 3 * FP32 + logit_bytes
 
 
-def bytes_per_logit(work: Workload) -> int:
-    """The larger of both passes."""
-    kept = FP32 if work.practice.drops_half_logits else work.logit_bytes
-    return max(
-        _forward_rate(work),
-        backward_bytes_per_logit(kept if work.practice.keeps_outputs else 0),
-    )
-
-
 def _forward_rate(work: Workload) -> int:
     practice = work.practice
     return forward_bytes_per_logit(
@@ -57,25 +48,12 @@ def _forward_rate(work: Workload) -> int:
 
 
 def loss_terms(work: Workload) -> tuple[Term, ...]:
-    """The terms of the chosen loss, training and evaluation."""
+    """The terms of a loss that never holds all logits, and those of evaluation; see logits.py for the rest."""
     if work.spec.train.loss is Loss.FUSED_LINEAR:
         return (*_fused(work), *_evaluation(work, work.tokens))
     if work.spec.train.loss is Loss.CHUNKED:
         return (*_chunked(work), *_evaluation(work, _one_chunk(work)))
-    return (*_materialised(work), *_evaluation(work, work.tokens))
-
-
-def _materialised(work: Workload) -> tuple[Term, ...]:
-    rate = bytes_per_logit(work)
-    logits = work.tokens * work.shape.vocab_size
-    return term(
-        "logits, log-softmax and gradients",
-        TermKind.LOGITS,
-        logits * rate + _soft_cap(work, logits),
-        (Phase.LOSS,),
-        formula=f"{work.tokens:,} tokens x {work.shape.vocab_size:,} x {rate} B",
-        source=HF_SOURCE,
-    )
+    return _evaluation(work, work.tokens)
 
 
 def _soft_cap(work: Workload, logits: int) -> int:

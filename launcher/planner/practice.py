@@ -40,6 +40,8 @@ class Practice:
     the half-precision ones are gone (transformers up to 4.45; granite up to 4.48).
     keeps_outputs: the loop holds the model's outputs, and so the logits, until the backward pass is over.
     repeats_keys: keys and values are repeated to the query heads whatever the attention.
+    compiled: torch.compile fuses what lies between the products of a block, so that norms, rotary embeddings and the
+    MLP's activation make no temporaries.
     foreach: the optimizer steps all tensors at once and needs temporaries of their size (torch optim/adam.py
     _multi_tensor_adam, the default of torch.optim.AdamW on CUDA); None for what the job asks for.
     expandable_segments: the allocator grows its segments (PYTORCH_CUDA_ALLOC_CONF); torch's own default is not to.
@@ -53,6 +55,7 @@ class Practice:
     drops_half_logits: bool = False
     keeps_outputs: bool = False
     repeats_keys: bool = False
+    compiled: bool = False
     foreach: bool | None = None
     expandable_segments: bool = True
 
