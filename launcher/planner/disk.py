@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from launcher.models import Role
 from launcher.planner import optimizer
 from launcher.planner.host import TRAINED, base_numel
 from launcher.planner.types import DiskTerm
@@ -65,13 +66,22 @@ def _states(work: Workload) -> tuple[DiskTerm, ...]:
     tensors = tuple((p.numel, count) for p, count in work.inventory.counted(*TRAINED))
     dtype: Dtype = work.dtypes.optimizer_states
     if is_deepspeed(work.spec.shard.kind):
-        tensors = ((ceil_div(trained, work.world_size), work.world_size),)
+        tensors = tuple((ceil_div(numel, work.world_size), work.world_size) for numel in flat_groups(work))
         dtype = work.stepped_dtype
     size = optimizer.states_bytes(kind, tensors, dtype) + optimizer.managed_bytes(kind, tensors)
     formula = f"2 moments x {trained:,} elements ({kind})"
     return (
         DiskTerm(name="optimizer states", size_bytes=size, formula=formula, source=optimizer.SOURCES[kind]),
     ) if size else ()  # fmt: skip
+
+
+def flat_groups(work: Workload) -> tuple[int, ...]:
+    """Elements of DeepSpeed's flat groups: what is decayed, and what is not, as the Trainer divides them (transformers
+    5.23 trainer.py get_decay_parameter_names: no norms and no biases)."""
+    trained = tuple(work.inventory.counted(*TRAINED))
+    kept = sum(p.numel * count for p, count in trained if p.role in (Role.NORM, Role.BIAS))
+    decayed = sum(p.numel * count for p, count in trained) - kept
+    return tuple(numel for numel in (decayed, kept) if numel)
 
 
 def _term(name: str, numel: int, width: int, source: str) -> tuple[DiskTerm, ...]:

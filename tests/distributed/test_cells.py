@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from launcher.models import model_shape, read_config
+from launcher.planner import disk
+from launcher.planner.estimate import Estimator
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import Finished, RankMeasurement, Stopped, read_record
 from launcher.spec import ActivationCheckpointing, JobSpec, MethodKind, Precision, ShardKind
@@ -209,6 +213,31 @@ def test_a_result_loads_in_one_process(
     assert all(bool(t.isfinite().all()) for t in saved.values())
     loss = evaluate(load_plainly(cell), cell.spec)
     assert loss == pytest.approx(finished.eval_loss_after, abs=RELOADED_LOSS[precision])
+
+
+@pytest.mark.parametrize(("precision", "method", "shard"), CELLS)
+def test_a_cell_takes_the_disk_that_was_planned(
+    cell_of: Callable[..., Cell], precision: Precision, method: MethodKind, shard: ShardKind
+) -> None:
+    """To the byte of their tensors; headers, tokenizer and random states come on top."""
+    cell = cell_of(precision, method, shard)
+    config = read_config(Path(cell.spec.model.path or ""))
+    work = Estimator(model_shape(config)).workload(cell.spec)
+    assert tensor_bytes(cell.run.checkpoints / "checkpoint-3") == disk.total_bytes(disk.checkpoint_terms(work))
+    assert tensor_bytes(cell.run.result) == disk.total_bytes(disk.result_terms(work))
+
+
+def tensor_bytes(folder: Path) -> int:
+    """What the files hold of weights and optimizer states, without their headers."""
+    total = 0
+    for path in folder.rglob("*"):
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                total += path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+        elif path.suffix in (".pt", ".bin") and path.stem not in ("scheduler", "training_args"):
+            with zipfile.ZipFile(path) as archive:
+                total += sum(entry.file_size for entry in archive.infolist() if "/data/" in entry.filename)
+    return total
 
 
 def load_plainly(cell: Cell) -> Any:
