@@ -7,6 +7,7 @@ free. c10 can count the allocations and frees of all threads, and its count stan
 from __future__ import annotations
 
 import ctypes
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ class Blocks:
 class StretchMemory:
     """What was allocated from the beginning of one phase to that of the next.
 
+    late_bytes: what the threads of gloo freed only while the beginning was waited at: memory of collectives that were
+        over before the phase began. None of it is in the other numbers.
     mapped_bytes: files mapped as tensors at the peak; they are part of it.
     freed_elsewhere_bytes: freed meanwhile by threads that the profiler does not follow, which are gloo's.
     largest: what the peak consisted of, the most first, as far as the profiler saw it. A block that gloo's threads
@@ -76,22 +79,34 @@ class StretchMemory:
     begin_bytes: int
     peak_bytes: int = 0
     end_bytes: int = 0
+    late_bytes: int = 0
     mapped_bytes: int = 0
     freed_elsewhere_bytes: int = 0
     largest: list[Blocks] = field(default_factory=list)
 
 
 class CpuRecorder:
-    """Records one part of a job. The phases in it are told by begin()."""
+    """Records one part of a job. The phases in it are told by begin().
 
-    def __init__(self) -> None:
+    settle_s: how long to wait at the beginning of a phase for the threads of gloo to free what they still hold.
+    """
+
+    def __init__(self, *, settle_s: float = 0.0) -> None:
+        self._settle_s = settle_s
         self._profiler = torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
         )
         self._profiler.start()
 
     def begin(self, phase: Phase, step: int) -> None:
-        """A phase begins. The tensor makes an event that tells c10's count here."""
+        """A phase begins."""
+        self._mark(phase, step)
+        if self._settle_s:
+            time.sleep(self._settle_s)
+            self._mark(phase, step)
+
+    def _mark(self, phase: Phase, step: int) -> None:
+        """The tensor makes an event that tells c10's count here."""
         with torch.profiler.record_function(f"{MARK}{phase.value}/{step}"):
             torch.empty(1, dtype=torch.uint8)
 
@@ -150,9 +165,12 @@ class Levels:
             if stretches and before is not None and entry.counted_bytes is not None:
                 stretches[-1].freed_elsewhere_bytes += before + entry.size_bytes - counted
             if begun is not None:  # the mark's own tensor
+                late = 0
+                if stretches and (stretches[-1].phase, stretches[-1].step) == (begun.phase, begun.step):
+                    late = stretches.pop().begin_bytes - level
                 if stretches:
-                    stretches[-1].largest = _largest(at_peak)
-                stretches.append(StretchMemory(phase=begun.phase, step=begun.step, begin_bytes=level))
+                    stretches[-1].largest = stretches[-1].largest or _largest(at_peak)
+                stretches.append(StretchMemory(phase=begun.phase, step=begun.step, begin_bytes=level, late_bytes=late))
                 begun = None
             if not stretches:
                 continue

@@ -21,6 +21,8 @@ from launcher.units import KIB
 STEP_PHASES = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER)
 # The first makes the optimizer's states, DDP rebuilds its buckets in the second, the third is like all that follow.
 NUM_RECORDED_STEPS = 3
+# Ample for a thread of gloo, which only has to be given a core.
+SETTLE_S = 0.05
 
 
 class MemoryMeter(ABC):
@@ -112,7 +114,7 @@ class CpuMeter(MemoryMeter):
             self._finish()
             return
         if self._recorder is None:
-            self._recorder = CpuRecorder()
+            self._recorder = CpuRecorder(settle_s=SETTLE_S if self.everything else 0.0)
         self._recorder.begin(phase, step)
 
     def _is_recorded(self, phase: Phase, step: int) -> bool:

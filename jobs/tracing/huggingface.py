@@ -8,7 +8,8 @@ read from the data comes from the job: batches have no padding mask, and are pac
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -35,9 +36,11 @@ def install(target: Target) -> None:
     masking_utils.find_packed_sequence_indices = find_packed_sequence_indices
 
 
-def read_shapes(model: ModelSpec, options: dict[str, Any]) -> Any:
+def read_shapes(model: ModelSpec, options: dict[str, Any], *, mapped: bool = False) -> Any:
     """jobs.model.read_weights without files: from_pretrained itself, given weights that have a shape and no data.
 
+    mapped: tensors are views of one mapped file, which is what they stay for a job on the CPU until they are copied;
+    a GPU's are copied at once.
     Its loading is in the calling thread (HF_DEACTIVATE_ASYNC_LOAD, set in jobs.trace): fake tensors belong to a thread.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -45,7 +48,7 @@ def read_shapes(model: ModelSpec, options: dict[str, Any]) -> Any:
 
     config = AutoConfig.for_model(**model.config)
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
-    weights: Mapping[str, Any] = Weights(model_class, config)
+    weights: Mapping[str, Any] = Weights(model_class, config, mapped=mapped)
     if is_deepspeed_zero3_enabled() and "quantization_config" not in options:
         # integrations/deepspeed.py takes tensors: rank 0's are read, the others' have no more than a shape.
         device = "cpu" if dist.get_rank() == 0 else "meta"
@@ -53,12 +56,26 @@ def read_shapes(model: ModelSpec, options: dict[str, Any]) -> Any:
     return model_class.from_pretrained(None, config=config, state_dict=weights, **options)
 
 
+class MappedFile:
+    """A safetensors file of one storage, without its header."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._bytes = torch.empty(size_bytes, dtype=torch.uint8)
+
+    def view(self, offset_bytes: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """The tensor at an offset."""
+        end_bytes = offset_bytes + shape.numel() * dtype.itemsize
+        return self._bytes[offset_bytes:end_bytes].view(dtype).view(shape)
+
+
 class Slice:
     """What safetensors gives for a tensor in a file: read, on the host, only when indexed."""
 
-    def __init__(self, shape: torch.Size, dtype: torch.dtype) -> None:
+    def __init__(self, shape: torch.Size, dtype: torch.dtype, file: MappedFile | None, offset_bytes: int) -> None:
         self._shape = shape
         self._dtype = dtype
+        self._file = file
+        self._offset_bytes = offset_bytes
 
     def get_shape(self) -> list[int]:
         return list(self._shape)
@@ -67,13 +84,15 @@ class Slice:
         return self.read("cpu")
 
     def read(self, device: str) -> torch.Tensor:
+        if self._file is not None and device == "cpu":
+            return self._file.view(self._offset_bytes, self._shape, self._dtype)
         return torch.empty(self._shape, dtype=self._dtype, device=device)
 
 
 class Weights(dict[str, Slice]):
     """The state dict of a checkpoint, under the names of the model itself."""
 
-    def __init__(self, model_class: Any, config: Any) -> None:
+    def __init__(self, model_class: Any, config: Any, *, mapped: bool) -> None:
         from torch.utils._python_dispatch import _disable_current_modes
         from transformers.initialization import no_init_weights
 
@@ -81,10 +100,15 @@ class Weights(dict[str, Slice]):
             skeleton = model_class(copy.deepcopy(config))  # _from_config would partition it under ZeRO-3
         tied: Mapping[str, str] = skeleton.all_tied_weights_keys
         dtype = getattr(torch, str(config.dtype).removeprefix("torch.")) if config.dtype else torch.bfloat16
-        super().__init__(_slices(skeleton.state_dict(), tied, dtype))
-
-
-def _slices(state: Mapping[str, torch.Tensor], tied: Mapping[str, str], dtype: torch.dtype) -> Iterator[Any]:
-    for name, tensor in state.items():
-        if name not in tied:  # a checkpoint has tied weights once
-            yield name, Slice(tensor.shape, dtype if tensor.is_floating_point() else tensor.dtype)
+        # A checkpoint has tied weights once, and the widest elements first, which keeps all aligned.
+        inside = {
+            name: (tensor.shape, dtype if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in skeleton.state_dict().items()
+            if name not in tied
+        }
+        in_order = sorted(inside.items(), key=lambda item: -item[1][1].itemsize)
+        sizes = [shape.numel() * kind.itemsize for _, (shape, kind) in in_order]
+        file = MappedFile(sum(sizes)) if mapped else None
+        offsets = accumulate(sizes, initial=0)
+        for (name, (shape, kind)), offset_bytes in zip(in_order, offsets, strict=False):
+            self[name] = Slice(shape, kind, file, offset_bytes)

@@ -136,3 +136,21 @@ def test_a_job_without_a_step_has_no_tokens() -> None:
     meter = CpuMeter()
     meter.begin(Phase.LOAD, 0)
     assert meter.measurement(rank=0).num_tokens_measured_step is None
+
+
+def test_what_is_freed_late_belongs_to_no_phase() -> None:
+    count_allocations()
+    box = [zeros(4)]
+    recorder = CpuRecorder(settle_s=0.5)
+    recorder.begin(Phase.BACKWARD, 1)
+    timer = threading.Timer(0.1, box.clear)
+    timer.start()
+    recorder.begin(Phase.OPTIMIZER, 1)
+    kept = zeros(1)
+    backward, optimizer = Levels().follow(recorder.finish())
+    assert (backward.late_bytes, optimizer.late_bytes) == (0, 4 * MIB)
+    assert optimizer.begin_bytes == backward.begin_bytes - 4 * MIB
+    assert optimizer.peak_bytes == optimizer.begin_bytes + MIB - MARK_BYTES
+    assert backward.freed_elsewhere_bytes == optimizer.freed_elsewhere_bytes == 0
+    assert [blocks.size_bytes for blocks in optimizer.largest if blocks.size_bytes >= MIB] == [MIB]
+    del kept
