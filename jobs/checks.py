@@ -21,6 +21,7 @@ from launcher.precision import dtypes, is_deepspeed
 from launcher.spec import JobSpec, MethodKind, Optimizer, ShardKind
 
 QUANTISED, FROZEN, TRAINED = "quantised", "frozen", "trained"
+QUANTISED_LAYERS = ("Linear4bit", "Linear8bitLt")
 MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # torch's names, and bitsandbytes'
 PARTITION_SLACK = 1.05  # partitions are padded; 5 % is far from the factor of two of a replica on two ranks
 
@@ -62,7 +63,7 @@ def world_size(seen_by_trainer: int, spec: JobSpec) -> int:
 
 def parameter_groups(model: nn.Module) -> dict[str, Group]:
     """Elements and dtypes of the model's parameters by kind: quantised, frozen, trained."""
-    quantised = {id(module.weight) for module in model.modules() if type(module).__name__ == "Linear4bit"}
+    quantised = {id(module.weight) for module in model.modules() if type(module).__name__ in QUANTISED_LAYERS}
     by_kind: dict[str, list[nn.Parameter]] = {}
     for parameter in model.parameters():
         kind = TRAINED if parameter.requires_grad else QUANTISED if id(parameter) in quantised else FROZEN

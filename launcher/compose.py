@@ -17,7 +17,7 @@ from launcher.models import ModelShape, model_shape, read_config
 from launcher.precision import COMPUTE
 from launcher.reader import AUTO, Reader
 from launcher.rules import broken_rules
-from launcher.shards import shard_defaults
+from launcher.shards import shard_defaults, storage_dtype
 from launcher.spec import (
     ActivationCheckpointing,
     Attention,
@@ -36,6 +36,7 @@ from launcher.spec import (
     ModelSpec,
     Offload,
     Optimizer,
+    PlanBy,
     PlanFormat,
     Precision,
     Program,
@@ -180,10 +181,14 @@ def _method(reader: Reader, shard: ShardKind, precision: Precision) -> MethodSpe
             reader.report("method.targets", "must be all-linear or a list of names", "method.targets=[q_proj,v_proj]")
             names = ["all-linear"]
         targets = tuple(names)
+    quant_type = reader.optional_choice("method.quant_type", QuantType)
     compute, storage = reader.get("method.compute_dtype"), reader.get("method.storage_dtype")
     compute_dtype = COMPUTE[precision] if compute == AUTO else reader.optional_choice("method.compute_dtype", Dtype)
-    storage_auto = compute_dtype if shard is ShardKind.FSDP else Dtype.UINT8
-    storage_dtype = storage_auto if storage == AUTO else reader.optional_choice("method.storage_dtype", Dtype)
+    stored_in = (
+        storage_dtype(quant_type, shard, compute_dtype)
+        if storage == AUTO
+        else reader.optional_choice("method.storage_dtype", Dtype)
+    )
     return MethodSpec(
         kind=kind,
         rank=reader.at_least("method.rank", 1),
@@ -191,11 +196,22 @@ def _method(reader: Reader, shard: ShardKind, precision: Precision) -> MethodSpe
         dropout=reader.fraction("method.dropout"),
         targets=targets,
         bias=reader.optional_choice("method.bias", LoraBias),
-        quant_type=reader.optional_choice("method.quant_type", QuantType),
-        double_quant=reader.get("method.double_quant"),
+        quant_type=quant_type,
+        double_quant=_double_quant(reader, quant_type),
         compute_dtype=compute_dtype,
-        storage_dtype=storage_dtype,
+        storage_dtype=stored_in,
     )
+
+
+def _double_quant(reader: Reader, quant_type: QuantType | None) -> bool | None:
+    """Whether the constants of 4-bit blocks are quantised too; `auto` does it. 8-bit weights have no blocks."""
+    value = reader.get("method.double_quant")
+    if value == AUTO:
+        return quant_type is not QuantType.INT8
+    if not isinstance(value, bool | None):
+        reader.report("method.double_quant", "must be true, false or auto")
+        return False
+    return value
 
 
 def _shard(reader: Reader, hidden_size: int, *, on_cuda: bool) -> ShardSpec:
@@ -290,6 +306,7 @@ def make_spec(conf: Mapping[str, Any], host: Host) -> JobSpec:
     mode = reader.choice("mode", Mode)
     reader.choice("fit", Fit)
     reader.choice("plan.format", PlanFormat)
+    reader.choice("plan.by", PlanBy)
     device = _device(reader, host, mode, reader.get("gpus"))
     precision = _precision(reader, device)
     model, shape = _model(reader)

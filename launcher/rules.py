@@ -28,6 +28,7 @@ from launcher.spec import (
     Optimizer,
     Precision,
     Program,
+    QuantType,
     ShardKind,
 )
 
@@ -204,10 +205,28 @@ def quantisation_dtypes(case: Case) -> Iterator[Problem]:
         rule = f"differs from the compute dtype of train.precision={train.precision}"
         way_out = f"use method.compute_dtype={compute}"
         yield Problem(field="method.compute_dtype", value=method.compute_dtype, rule=rule, way_out=way_out)
-    elif shard.kind is ShardKind.FSDP and method.storage_dtype is not compute:
+    elif (method.quant_type is QuantType.INT8) != (method.storage_dtype is Dtype.INT8):
+        rule = f"is not how method.quant_type={method.quant_type} is stored"
+        yield Problem(field="method.storage_dtype", value=method.storage_dtype, rule=rule, way_out="use auto")
+    elif shard.kind is ShardKind.FSDP and method.storage_dtype not in (compute, Dtype.INT8):
         rule = "would be replicated on every rank under fsdp instead of sharded"
         way_out = f"use method.storage_dtype={compute} (the compute dtype)"
         yield Problem(field="method.storage_dtype", value=method.storage_dtype, rule=rule, way_out=way_out)
+
+
+def eight_bit_base_exists(case: Case) -> Iterator[Problem]:
+    """bitsandbytes 0.50 Linear8bitLt computes with weights that it keeps beside its parameter (state.CB, state.SCB):
+    under ZeRO-3 it trains with all of them on every rank and exit code 0, under FSDP2 it fails."""
+    method, shard = case.spec.method, case.spec.shard
+    if method.quant_type is not QuantType.INT8:
+        return
+    if shard.kind in (ShardKind.FSDP, ShardKind.ZERO3):
+        rule = f"cannot be sharded by {shard.kind}: bitsandbytes keeps 8-bit weights outside its parameters"
+        way_out = "use method.quant_type=nf4, or shard=ddp or zero2"
+        yield Problem(field="method.quant_type", value=method.quant_type, rule=rule, way_out=way_out)
+    if method.double_quant:
+        rule = "has no effect with method.quant_type=int8: it has no blocks whose constants could be quantised"
+        yield Problem(field="method.double_quant", value=True, rule=rule, way_out="use auto")
 
 
 def global_batch_divides(case: Case) -> Iterator[Problem]:
@@ -303,6 +322,7 @@ RULES: tuple[Rule, ...] = (
     method_options,
     lora_targets,
     quantisation_dtypes,
+    eight_bit_base_exists,
     global_batch_divides,
     sequence_fits_model,
     data_is_there,

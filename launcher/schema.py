@@ -35,7 +35,7 @@ class MethodConf:
     targets: Any = None  # 'all-linear' or a list of names
     bias: str | None = None
     quant_type: str | None = None
-    double_quant: bool | None = None
+    double_quant: bool | str | None = None
     compute_dtype: str | None = None
     storage_dtype: str | None = None
 
@@ -115,6 +115,7 @@ class TrackerConf:
 
 @dataclass
 class PlanConf:
+    by: str = "auto"
     format: str = "table"
     explain: bool = False
 

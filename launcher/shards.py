@@ -1,4 +1,5 @@
-"""The sizes that each sharding uses unless someone sets them: what `auto` means for every knob of conf/shard.
+"""What each sharding uses unless someone sets it: what `auto` means for every knob of conf/shard, and for the dtype
+that quantised weights are stored in.
 
 The numbers are the libraries' own defaults, written out, so that what is planned, shown and rendered is one set of
 numbers and no library fills a gap with another.
@@ -6,13 +7,20 @@ numbers and no library fills a gap with another.
 
 from __future__ import annotations
 
-from launcher.spec import Offload, ShardKind, ShardSpec
+from launcher.spec import Dtype, Offload, QuantType, ShardKind, ShardSpec
 
 DDP_BUCKET_CAP_MB = 25  # torch 2.13 nn/parallel/distributed.py, bucket_cap_mb
 ALLGATHER_BUCKET_ELEMENTS = 500_000_000  # deepspeed 0.19.8 runtime/zero/config.py
 SUB_GROUP_ELEMENTS = 1_000_000_000
 MAX_LIVE_PARAMETERS = 1_000_000_000
 MAX_REUSE_DISTANCE = 1_000_000_000
+
+
+def storage_dtype(quant_type: QuantType | None, kind: ShardKind, compute: Dtype | None) -> Dtype | None:
+    """What quantised weights are stored in: FSDP2 splits 4-bit ones only in the dtype of the others."""
+    if quant_type is QuantType.INT8:
+        return Dtype.INT8
+    return compute if kind is ShardKind.FSDP else Dtype.UINT8
 
 
 def shard_defaults(kind: ShardKind, hidden_size: int, *, on_cuda: bool) -> ShardSpec:

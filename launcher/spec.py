@@ -46,6 +46,14 @@ class PlanFormat(StrEnum):
     JSON = "json"
 
 
+class PlanBy(StrEnum):
+    """Which instrument plans: the closed form, a trace, or a trace only where the closed form cannot decide."""
+
+    AUTO = "auto"
+    CLOSED_FORM = "closed_form"
+    TRACE = "trace"
+
+
 class MethodKind(StrEnum):
     FULL = "full"
     LORA = "lora"
@@ -120,8 +128,11 @@ class LoraBias(StrEnum):
 
 
 class QuantType(StrEnum):
+    """Two 4-bit formats, and LLM.int8(): 8-bit weights with a scale for each row (arXiv:2208.07339)."""
+
     NF4 = "nf4"
     FP4 = "fp4"
+    INT8 = "int8"
 
 
 class Dtype(StrEnum):
@@ -129,6 +140,7 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
     FLOAT32 = "float32"
     UINT8 = "uint8"
+    INT8 = "int8"
 
     @property
     def num_bytes(self) -> int:
@@ -137,7 +149,7 @@ class Dtype(StrEnum):
 
 
 # Asked for some thousand times in every plan.
-_NUM_BYTES = {Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2, Dtype.FLOAT32: 4, Dtype.UINT8: 1}
+_NUM_BYTES = {Dtype.BFLOAT16: 2, Dtype.FLOAT16: 2, Dtype.FLOAT32: 4, Dtype.UINT8: 1, Dtype.INT8: 1}
 
 
 class ClusterKind(StrEnum):

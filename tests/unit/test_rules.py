@@ -62,6 +62,29 @@ REFUSED: list[tuple[str, str]] = [
         "method.dropout=0.1 is not possible with method.targets=all-linear on mixtral-8x7b: "
         "use method.dropout=0, or targets without routers and experts",
     ),
+    (
+        "method=qlora method.quant_type=int8 shard=zero3",
+        "method.quant_type=int8 cannot be sharded by zero3: bitsandbytes keeps 8-bit weights outside its parameters: "
+        "use method.quant_type=nf4, or shard=ddp or zero2",
+    ),
+    (
+        "method=qlora method.quant_type=int8 shard=fsdp",
+        "method.quant_type=int8 cannot be sharded by fsdp: bitsandbytes keeps 8-bit weights outside its parameters: "
+        "use method.quant_type=nf4, or shard=ddp or zero2",
+    ),
+    (
+        "method=qlora method.quant_type=int8 method.double_quant=true",
+        "method.double_quant=True has no effect with method.quant_type=int8: "
+        "it has no blocks whose constants could be quantised: use auto",
+    ),
+    (
+        "method=qlora method.quant_type=int8 method.storage_dtype=uint8",
+        "method.storage_dtype=uint8 is not how method.quant_type=int8 is stored: use auto",
+    ),
+    (
+        "method=qlora method.storage_dtype=int8",
+        "method.storage_dtype=int8 is not how method.quant_type=nf4 is stored: use auto",
+    ),
     # optimizer
     (
         "shard=fsdp train.optimizer=adamw_8bit",
@@ -193,6 +216,8 @@ ACCEPTED = [
     "shard=fsdp train.precision=bf16_pure",
     "shard=zero2 train.precision=bf16_pure",
     "method=qlora shard=fsdp",
+    "method=qlora method.quant_type=int8 shard=zero2",
+    "method=qlora method.quant_type=fp4 method.double_quant=false",
     "method=qlora shard=zero3 train.precision=fp32",
     "model=gemma2-2b",
     "model=mixtral-8x7b method.dropout=0.1 method.targets=[q_proj,v_proj]",
