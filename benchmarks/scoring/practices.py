@@ -47,22 +47,33 @@ def trainer(case: Case, method: MethodKind, sharding: Sharding, precision: Preci
     version = read_version(case, "transformers")
     peft = read_version(case, "peft")
     adapter_dtype = None
-    if method is not MethodKind.FULL and sharding.kind is ShardKind.DDP and peft and peft >= FP32_ADAPTERS_FROM:
+    upcasts = sharding.kind is ShardKind.DDP or (sharding.label == "fsdp1" and method is MethodKind.LORA)
+    if method is not MethodKind.FULL and upcasts and peft and peft >= FP32_ADAPTERS_FROM:
         adapter_dtype = Dtype.FLOAT32
     is_hf_loss = "hf" in case.text("loss") or "causallm" in case.text("loss")
     if loss is Loss.CROSS_ENTROPY and is_hf_loss and version is None and case.text("versions").startswith("see "):
         raise Unmodelled("the version of transformers is not stated")
     return Practice(
         adapter_dtype=adapter_dtype,
-        norm_dtype=Dtype.FLOAT32 if _is_prepared_by_trl(case, method, precision) else None,
+        norm_dtype=Dtype.FLOAT32 if _is_prepared_by_trl(case, method, sharding, precision) else None,
         shifted_logits_copy=bool(is_hf_loss and version and shifts_logits_by_copy(version)),
         drops_half_logits=bool(is_hf_loss and version and drops_half_logits(version)),
+        holds_block_inputs=_has_frozen_fsdp1_blocks(case, method, sharding),
         foreach="fused" not in case.text("optimizer"),
         expandable_segments="expandable_segments" in case.text("sharding", "notes", "secondary"),
     )
 
 
-def _is_prepared_by_trl(case: Case, method: MethodKind, precision: Precision) -> bool:
+def _is_prepared_by_trl(case: Case, method: MethodKind, sharding: Sharding, precision: Precision) -> bool:
     """Whether trl prepared the quantised model: prepare_model_for_kbit_training, then embedding and head back to bf16,
-    which leaves the norms fp32 (trl 0.13 trainer/utils.py peft_module_casting_to_bf16)."""
-    return method is MethodKind.QLORA and precision is Precision.BF16_MIXED and "stock prepare" in case.text("notes")
+    which leaves the norms fp32 (trl 0.13 trainer/utils.py peft_module_casting_to_bf16). Not under FSDP, where it finds
+    the weights on the CPU (trainer/sft_trainer.py is_sharded_qlora)."""
+    quantised = method is MethodKind.QLORA and sharding.kind is ShardKind.DDP
+    return quantised and precision is Precision.BF16_MIXED and "stock prepare" in case.text("notes")
+
+
+def _has_frozen_fsdp1_blocks(case: Case, method: MethodKind, sharding: Sharding) -> bool:
+    """Whether FSDP1 wraps frozen blocks that are checkpointed in torch's reentrant form, the Trainer's default up to
+    transformers 4 (trainer.py: gradient_checkpointing_kwargs None)."""
+    reentrant = "use_reentrant=false" not in case.text("grad_checkpointing")
+    return sharding.label == "fsdp1" and method is not MethodKind.FULL and reentrant

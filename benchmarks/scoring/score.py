@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from launcher.models import model_shape
 from launcher.planner.estimate import Estimate, Estimator
+from launcher.planner.stream import reserved_bytes
 from launcher.planner.types import Phase, RankPlan
 from launcher.planner.verdict import need
 
@@ -58,6 +59,7 @@ class Summary:
 
 
 OURS = "closed form"
+REPLAYED = "closed form, replayed"
 
 
 def answer(job: Job) -> Estimate:
@@ -79,12 +81,27 @@ def training_part(rank: RankPlan) -> RankPlan:
 
 def predicted_bytes(estimate: Estimate, metric: Metric) -> int:
     """The figure of the worst rank that a measurement of this kind is held against."""
-    ranks = [training_part(rank) for rank in estimate.ranks]
-    worst = max(ranks, key=lambda rank: rank.allocated_bytes + rank.outside_bytes)
+    worst = _worst(estimate)
     if metric is Metric.ALLOCATED:
         return worst.allocated_bytes
     found = need(estimate.spec, worst)
     return found.reserved_bytes if metric is Metric.RESERVED else found.process_bytes
+
+
+def replayed_bytes(estimate: Estimate, metric: Metric) -> int | None:
+    """The same by the replay of the job's own stream; None where that is not known."""
+    if metric is Metric.ALLOCATED:
+        return None
+    worst = _worst(estimate)
+    reserved = reserved_bytes(estimate.work, worst.terms)
+    if reserved is None or metric is Metric.RESERVED:
+        return reserved
+    return reserved + worst.outside_bytes
+
+
+def _worst(estimate: Estimate) -> RankPlan:
+    ranks = (training_part(rank) for rank in estimate.ranks)
+    return max(ranks, key=lambda rank: rank.allocated_bytes + rank.outside_bytes)
 
 
 def score_case(case: Case) -> list[Score] | Skipped:
@@ -96,20 +113,28 @@ def score_case(case: Case) -> list[Score] | Skipped:
 
 
 def score_job(case: Case, job: Job) -> list[Score]:
-    """Every figure of a case beside the planner's."""
+    """Every figure of a case beside the planner's, by both of its ways to it."""
     estimate = answer(job)
-    return [
-        Score(
-            case=case,
-            estimator=OURS,
-            metric=measured.metric,
-            method=job.spec.method.kind.value,
-            sharding=job.sharding.label,
-            measured_bytes=measured.size_bytes,
-            predicted_bytes=predicted_bytes(estimate, measured.metric),
-        )
-        for measured in case.measured
-    ]
+    found = []
+    for measured in case.measured:
+        answers = {
+            OURS: predicted_bytes(estimate, measured.metric),
+            REPLAYED: replayed_bytes(estimate, measured.metric),
+        }
+        found += [
+            Score(
+                case=case,
+                estimator=name,
+                metric=measured.metric,
+                method=job.spec.method.kind.value,
+                sharding=job.sharding.label,
+                measured_bytes=measured.size_bytes,
+                predicted_bytes=predicted,
+            )
+            for name, predicted in answers.items()
+            if predicted is not None
+        ]
+    return found
 
 
 def summarise(scores: Iterable[Score]) -> Summary:

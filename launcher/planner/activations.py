@@ -24,7 +24,7 @@ def activation_terms(work: Workload) -> tuple[Term, ...]:
 
 def activations_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
     """Those of one moment: what waits for its backward pass, and what runs."""
-    return (*_kept(work, moment), *_running(work, moment), *_final_norm(work, moment))
+    return (*_kept(work, moment), *_held(work, moment), *_running(work, moment), *_final_norm(work, moment))
 
 
 def _batch(work: Workload) -> tuple[Term, ...]:
@@ -90,7 +90,7 @@ def _kept(work: Workload, moment: Moment) -> tuple[Term, ...]:
     if moment.place is not None and not work.checkpointing:
         running = max(block_bytes(work, block).saved for block in work.inventory.blocks)
         whole, formula = whole - running, f"{formula} - {running:,} B of the running block"
-    if moment.place is Place.FIRST:
+    if moment.place is Place.FIRST and not work.practice.holds_block_inputs:
         whole = work.shape.hidden_size * work.residual_bytes
         formula = f"the first block's input, {whole:,} B"
     name = "checkpoints" if work.checkpointing else "saved activations"
@@ -101,6 +101,22 @@ def _kept(work: Workload, moment: Moment) -> tuple[Term, ...]:
         whole * work.tokens,
         formula=f"({formula}) x {work.tokens:,} tokens",
         source=source,
+    )
+
+
+def _held(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """By the first block's turn, the gradients of all blocks' inputs, where hooks hold those with their inputs: all
+    but the first block's own, and the one that runs."""
+    if moment.place is not Place.FIRST or not (work.checkpointing and work.practice.holds_block_inputs):
+        return ()
+    rate = (work.inventory.num_layers - 2) * work.shape.hidden_size * work.residual_bytes
+    return at(
+        moment,
+        "gradients of earlier blocks' inputs",
+        TermKind.ACTIVATIONS,
+        rate * work.tokens,
+        formula=_rate(rate, work),
+        source="torch 2.13 distributed/fsdp/_runtime_utils.py _register_post_backward_reshard_only_hook",
     )
 
 

@@ -44,6 +44,10 @@ class Practice:
     MLP's activation make no temporaries.
     foreach: the optimizer steps all tensors at once and needs temporaries of their size (torch optim/adam.py
     _multi_tensor_adam, the default of torch.optim.AdamW on CUDA); None for what the job asks for.
+    holds_block_inputs: FSDP1 over frozen blocks with reentrant checkpointing. Its hook on a frozen block's inputs
+    (torch distributed/fsdp/_runtime_utils.py _register_post_backward_reshard_only_hook) refers to their gradient
+    accumulators until the whole backward pass is over, and each of those holds the block's detached input and its
+    gradient (torch/utils/checkpoint.py detach_variable makes it a leaf).
     expandable_segments: the allocator grows its segments (PYTORCH_CUDA_ALLOC_CONF); torch's own default is not to.
     """
 
@@ -57,6 +61,7 @@ class Practice:
     repeats_keys: bool = False
     compiled: bool = False
     foreach: bool | None = None
+    holds_block_inputs: bool = False
     expandable_segments: bool = True
 
     @property

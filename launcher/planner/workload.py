@@ -12,9 +12,10 @@ from launcher.precision import Dtypes, is_deepspeed
 from launcher.spec import ActivationCheckpointing, Dtype, JobSpec, MethodKind, Precision, ShardKind
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Workload:
-    """A job as the planner sees it. Every size it leads to is for one rank."""
+    """A job as the planner sees it. Every size it leads to is for one rank. It is its own key for what is computed of
+    it more than once."""
 
     spec: JobSpec
     shape: ModelShape
@@ -68,7 +69,7 @@ class Workload:
     def adapter_input_bytes(self) -> int:
         """Bytes of one element of what LoRA's matrices read: under autocast and beside an engine in the compute dtype,
         otherwise in their own (peft 0.21 tuners/tuners_utils.py _cast_input_dtype)."""
-        if self.spec.shard.kind is not ShardKind.DDP or self.autocasts_weights:
+        if self.autocasts_weights or (self.is_mixed and self.spec.shard.kind is not ShardKind.DDP):
             return self.matmul_bytes
         return self.dtypes.trained.num_bytes
 
