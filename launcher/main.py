@@ -32,6 +32,7 @@ from launcher.overrides import check_overrides
 from launcher.paths import conf_dir
 from launcher.report.console import make_console
 from launcher.report.errors import show_error
+from launcher.report.tracing import TraceScreen
 from launcher.schema import JobConf
 from launcher.spec import Mode
 from launcher.workflow import Prepared, prepare, refuse_if_too_large, show_prepared
@@ -89,7 +90,7 @@ def launch_one(overrides: Sequence[str], console: Console) -> int:
         return plain(hydra.compose(config_name=CONFIG_NAME, overrides=[*overrides, *more]))
 
     with hydra.initialize_config_dir(version_base=VERSION_BASE, config_dir=str(conf_dir())):
-        prepared = prepare(overrides, compose, detect_host())
+        prepared = prepare(overrides, compose, detect_host(), TraceScreen(console))
     show_prepared(prepared, console)
     refuse_if_too_large(prepared)
     if prepared.mode is Mode.PLAN:

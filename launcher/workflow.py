@@ -18,10 +18,12 @@ from launcher.errors import DoesNotFit, InputError
 from launcher.host import Host
 from launcher.planner.calibration import load_constants
 from launcher.planner.plan import equivalents, make_plan
+from launcher.planner.traced import is_close, plan_by_trace
 from launcher.planner.types import MemoryPlan, Verdict
 from launcher.report.plan_json import plan_json
 from launcher.report.plan_table import show_plan
-from launcher.spec import Fit, JobSpec, Mode, PlanFormat
+from launcher.report.tracing import TraceScreen
+from launcher.spec import Fit, JobSpec, Mode, PlanBy, PlanFormat
 
 Conf = Mapping[str, Any]
 Compose = Callable[[Sequence[str]], Conf]
@@ -47,16 +49,20 @@ class Prepared:
         return self.plan.verdict is Verdict.DOES_NOT_FIT and self.fit is not Fit.WARN
 
 
-def prepare(overrides: Sequence[str], compose: Compose, host: Host) -> Prepared:
-    """Validate and plan; with fit=auto, take the cheapest equivalent that fits. Raises InputError."""
+def prepare(overrides: Sequence[str], compose: Compose, host: Host, screen: TraceScreen | None = None) -> Prepared:
+    """Validate and plan; with fit=auto, take the cheapest equivalent that fits. Raises InputError.
+
+    screen: where a trace shows itself. Without one, plan.by=auto never traces: nobody waits for hundreds of traces.
+    """
     conf = compose(())
     constants = load_constants(os.environ)
-    plan = make_plan(make_spec(conf, host), listed_devices(), constants)
+    by = PlanBy(conf["plan"]["by"])
+    plan = _by_instrument(make_plan(make_spec(conf, host), listed_devices(), constants), by, screen)
     applied: tuple[str, ...] = ()
     if conf["fit"] == Fit.AUTO and plan.verdict is Verdict.DOES_NOT_FIT:
         applied, spec = _first_that_runs(equivalents(plan), compose, host)
         if spec is not None:
-            plan = make_plan(spec, listed_devices(), constants)
+            plan = _by_instrument(make_plan(spec, listed_devices(), constants), by, screen)
     return Prepared(
         overrides=tuple(overrides),
         plan=plan,
@@ -67,6 +73,18 @@ def prepare(overrides: Sequence[str], compose: Compose, host: Host) -> Prepared:
         runs_dir=Path(conf["runs_dir"]).expanduser().absolute(),
         applied=applied,
     )
+
+
+def _by_instrument(plan: MemoryPlan, by: PlanBy, screen: TraceScreen | None) -> MemoryPlan:
+    """The closed form's plan, or the traced one where that is wanted or needed."""
+    wanted = by is PlanBy.TRACE or (by is PlanBy.AUTO and screen is not None and is_close(plan))
+    if not wanted:
+        return plan
+    from launcher.planner.tracing.tracer import make_tracer  # most plans need none of it
+
+    screen = screen or TraceScreen(None)
+    with screen.shown():
+        return plan_by_trace(plan, make_tracer(os.environ, screen.progress).summary, screen.complain)
 
 
 def _first_that_runs(
