@@ -68,13 +68,18 @@ def cli() -> None:
 
 @cli.command("ls")
 @takes_runs_dir
-def list_command(runs_dir: Path) -> None:
-    """List the runs and how they stand."""
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def list_command(runs_dir: Path, as_json: bool) -> None:
+    """List the runs, how they stand, and how far their plans were off."""
     from launcher.report.console import make_console
-    from launcher.report.runs_table import show_runs
+    from launcher.report.runs_table import runs_json, show_runs
     from launcher.runs.registry import list_runs
 
-    show_runs(list_runs(runs_dir), runs_dir, make_console())
+    runs = list_runs(runs_dir)
+    if as_json:
+        click.echo(runs_json(runs))
+        return
+    show_runs(runs, runs_dir, make_console())
 
 
 @cli.command()

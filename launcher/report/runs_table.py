@@ -5,36 +5,93 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from launcher.report.console import columns, indented, show
+from launcher.report.console import columns, heading, indented, show
+from launcher.report.describe import plural
 from launcher.report.outcome import shown_path
+from launcher.report.plan_errors import MEASURES, PlanError, RunErrors, run_errors, summary
 from launcher.report.sweep_table import STATUS_STYLE, loss_words
 from launcher.runs.layout import RunFolder
 from launcher.runs.outcome import Metrics
 from launcher.runs.records import EvalMetrics, Event, TrainMetrics
 from launcher.runs.registry import RunSummary
 from launcher.runs.tail import read_events, read_metrics
+from launcher.spec import to_json
 from launcher.units import format_duration
+
+SHORTER = "*"
 
 
 def show_runs(runs: Sequence[RunSummary], runs_dir: Path, console: Console) -> None:
-    """One line a run, the oldest first."""
+    """One line a run, the oldest first: how it stands, and how far its plan was off; and all plans together."""
     if not runs:
         show(console, Text(f"No runs in {runs_dir}."))
         return
-    table = columns("lllrw", ("run", "started", "status", "attempt", ""))
-    for run in runs:
+    errors = [run_errors(run.run_dir) for run in runs]
+    known = [found for found in errors if found is not None]
+    measures = [name for name in MEASURES if summary(known, name) is not None]
+    table = columns("lllr" + "r" * len(measures) + "w", ("run", "started", "status", "attempt", *measures, ""))
+    for run, found in zip(runs, errors, strict=True):
         table.add_row(
             Text(run.run_id, style="bold"),
             _local_time(run.created_at_s),
             Text(run.status.value, style=STATUS_STYLE.get(run.status, "")),
             str(run.attempt) if run.attempt else "-",
+            *(_off_words(found, name) for name in measures),
             Text(run.reason, style="dim"),
         )
     show(console, table)
+    _show_summary(known, measures, console)
+
+
+def _off_words(found: RunErrors | None, measure: str) -> str:
+    error: PlanError | None = None if found is None else getattr(found, measure)
+    if found is None or error is None:
+        return "-"
+    return f"{error.percent:+.1f} %" + ("" if found.full_length else SHORTER)
+
+
+def _show_summary(known: Sequence[RunErrors], measures: Sequence[str], console: Console) -> None:
+    """What the columns mean, and the errors of all runs together."""
+    if not measures:
+        return
+    count = plural(len(known), "run")
+    show(console, heading("How far plans were off", f"the fullest rank of {count}; + means planned too high"))
+    table = columns("lrrrr", ("", "runs", "median", "lowest", "highest"))
+    for name in measures:
+        found = summary(known, name)
+        assert found is not None, "only measures with runs are shown"
+        percents = (f"{value:+.1f} %" for value in (found.median, found.lowest, found.highest))
+        table.add_row(name, str(found.count), *percents)
+    show(console, indented(table))
+    if not all(found.full_length for found in known):
+        note = f"{SHORTER} the sequences measured were shorter than planned for, and needed less"
+        show(console, indented(Text(note, style="dim")))
+
+
+def runs_json(runs: Sequence[RunSummary]) -> str:
+    """The runs with the errors of their plans, and the errors of all together, as one JSON document."""
+    errors = [run_errors(run.run_dir) for run in runs]
+    known = [found for found in errors if found is not None]
+    listed = []
+    for run, found in zip(runs, errors, strict=True):
+        document: dict[str, Any] = msgspec.to_builtins(run, builtin_types=(), enc_hook=str)
+        listed.append(document | {"plan_errors": None if found is None else _errors_document(found)})
+    return to_json({"runs": listed, "plan_errors": {name: summary(known, name) for name in MEASURES}})
+
+
+def _errors_document(found: RunErrors) -> dict[str, Any]:
+    document: dict[str, Any] = msgspec.to_builtins(found)
+    for name in MEASURES:
+        error: PlanError | None = getattr(found, name)
+        if error is not None:
+            document[name]["percent"] = error.percent
+    return document
 
 
 def _local_time(time_s: float) -> str:

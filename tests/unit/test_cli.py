@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ FITLAUNCH = Path(sys.executable).parent / "fitlaunch"
 
 
 def fitlaunch(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command, env = (str(FITLAUNCH), *arguments), os.environ | {"TZ": "UTC"}
+    command, env = (str(FITLAUNCH), *arguments), os.environ | {"TZ": "UTC", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -32,7 +33,9 @@ def rendered(tmp_path: Path) -> RunFolder:
 def test_help_from_any_directory(tmp_path: Path) -> None:
     done = fitlaunch(tmp_path, "--help")
     assert done.returncode == 0
-    words = ("ls", "status", "logs", "cancel", "resume", "report", "merge", "generate", "evaluate", "launch")
+    words = (
+        "ls", "status", "logs", "cancel", "resume", "report", "merge", "generate", "evaluate", "calibrate", "launch",
+    )  # fmt: skip
     assert all(f"\n  {word} " in done.stdout for word in words)
 
 
@@ -112,3 +115,23 @@ def test_the_help_takes_no_heavy_imports() -> None:
     code = "import sys, launcher.cli; print('rich' in sys.modules, 'hydra' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout == "False False False\n"
+
+
+def test_calibrate_without_a_gpu_says_what_to_do(tmp_path: Path) -> None:
+    done = fitlaunch(tmp_path, "calibrate", "--output", str(tmp_path))
+    assert done.returncode == 2
+    assert "fitlaunch calibrate --cpu" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibrate_takes_a_sharding_for_cpu_ranks_only(tmp_path: Path) -> None:
+    done = fitlaunch(tmp_path, "calibrate", "--shard", "ddp")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "Error: --shard has no effect without --cpu"
+
+
+def test_ls_as_json(rendered: RunFolder) -> None:
+    listed = json.loads(fitlaunch(rendered.root.parent.parent, "ls", "--json").stdout)
+    assert [(run["run_id"], run["plan_errors"]) for run in listed["runs"]] == [(rendered.root.name, None)]
+    assert listed["plan_errors"] == {"allocated": None, "reserved": None, "process": None}
