@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class TracedJob(Job):
 
     trainer_class = TracedTrainer
 
-    def __init__(self, *, target: Target, run: RunFolder, recorder: Recorder) -> None:
+    def __init__(self, *, target: Target, run: RunFolder, recorder: Recorder, say: Callable[[str], None]) -> None:
         start = Start(
             attempt=1,
             plan_hash="",
@@ -124,6 +125,7 @@ class TracedJob(Job):
             request=StopRequest(run.stop_file(start.attempt)),
         )
         self.recorder = recorder
+        self.say = say
         self.trainer: JobTrainer | None = None
 
     def make_meter(self) -> MemoryMeter:
@@ -201,6 +203,7 @@ class Marks(MemoryMeter):
     def _begin(self, phase: Phase, step: int) -> None:
         self._job.categorise()  # what the last phase has left is what it is now
         self._job.recorder.mark(phase, step)
+        self._job.say(f"step {step} of {NUM_STEPS}, {phase.value}" if step else phase.value)
 
     def measurement(self, rank: int) -> RankMeasurement:
         """Never asked for: a traced job keeps no records."""

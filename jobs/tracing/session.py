@@ -6,6 +6,7 @@ import os
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from launcher.planner.tracing.events import Trace
@@ -35,9 +36,13 @@ def set_environment(spec: JobSpec, rank: int) -> None:
     )
 
 
-def record(spec: JobSpec, rank: int) -> Trace:
-    """Trace one rank of a job in this process, which is of no use for anything else afterwards."""
+def record(spec: JobSpec, rank: int, say: Callable[[str], None] = lambda _text: None) -> Trace:
+    """Trace one rank of a job in this process, which is of no use for anything else afterwards.
+
+    say() is told what is being done.
+    """
     began_s = time.perf_counter()
+    say("importing libraries")
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from jobs.tracing import (
@@ -83,7 +88,7 @@ def record(spec: JobSpec, rank: int) -> Trace:
     with tempfile.TemporaryDirectory(prefix="fitlaunch-trace-") as folder:
         run = RunFolder(Path(folder))
         run.job.write_text(to_json(spec))
-        job = TracedJob(target=target, run=run, recorder=recorder)
+        job = TracedJob(target=target, run=run, recorder=recorder, say=say)
         zero.write_config(job.spec, run)
         with FakeTensorMode(allow_non_fake_inputs=True), recorder:
             job.run_to_end()
