@@ -100,7 +100,7 @@ def sharding(spec: JobSpec, kind: ShardKind, offload: Offload, hidden_size: int)
     """The change to a sharding and an offload."""
     return Change(
         overrides=shard_overrides(spec, kind, offload),
-        note=f"{kind}" + (f", {OFFLOADED[offload]} in host RAM" if offload in OFFLOADED else ""),
+        note=f"{kind}" + (f", {OFFLOADED[offload]} on the host" if offload in OFFLOADED else ""),
         apply=lambda job: resharded(job, kind, offload, hidden_size),
     )
 

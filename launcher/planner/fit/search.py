@@ -17,9 +17,11 @@ from launcher.planner.estimate import Estimate, Estimator, micro_batches
 from launcher.planner.fit.altering import kinds
 from launcher.planner.fit.change import Change, applied
 from launcher.planner.fit.equivalent import settings, smaller_micro_batch
+from launcher.planner.host import host_ram_bytes_per_node
 from launcher.planner.timing import step_time
 from launcher.planner.types import Suggestion
-from launcher.spec import JobSpec
+from launcher.spec import JobSpec, Offload
+from launcher.units import format_bytes
 
 MOST_SUGGESTIONS = 3
 # Each further option to type counts as 2 % of time, so that of two about equally fast ways the simpler comes first.
@@ -52,8 +54,16 @@ class Way:
             process_bytes=self.estimate.need.process_bytes,
             time_ratio=self.time_ratio,
             changes_training=changes_training,
-            note="; ".join(change.note for change in self.changes),
+            note="; ".join((*(change.note for change in self.changes), *self._host_ram())),
         )
+
+    def _host_ram(self) -> tuple[str, ...]:
+        """What an offload takes of the host, which nobody here has asked for its size."""
+        work = self.estimate.work
+        if work.spec.shard.offload is Offload.NONE:
+            return ()
+        size_bytes = host_ram_bytes_per_node(work, self.estimate.need.process_bytes)
+        return (f"{format_bytes(size_bytes)} of host RAM a node",)
 
 
 def suggestions(estimator: Estimator, spec: JobSpec, found: Estimate) -> tuple[Suggestion, ...]:
