@@ -9,11 +9,13 @@ needs a gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from launcher.models import Role
 from launcher.planner import attention
 from launcher.planner.inventory import Block, Held, State
 from launcher.planner.moments import Part
+from launcher.planner.recompute import keeps_inputs
 from launcher.planner.workload import Workload
 
 FP32 = 4
@@ -53,6 +55,7 @@ class BlockBytes:
                 return self.first_norm + self.end_working
 
 
+@lru_cache(maxsize=32)
 def block_bytes(work: Workload, block: Block) -> BlockBytes:
     """The bytes of one kind of block."""
     linears = {p.name.removesuffix(".weight"): p for p in block.parameters if p.role is Role.LINEAR}
@@ -101,10 +104,11 @@ def _casts_inputs(work: Workload) -> bool:
 
 
 def _input_copies(work: Workload, layers: list[Held]) -> int:
-    """Bytes of input kept for linear layers that read the same tensor."""
+    """Bytes of input kept for linear layers that read the same tensor: where one is trained, or keeps it anyway."""
     trained = [layer for layer in layers if layer.state is State.TRAINED]
     if not trained:
-        return 0
+        quantised = [layer for layer in layers if layer.state is State.QUANTISED]
+        return quantised[0].shape[1] * work.compute_bytes if quantised and keeps_inputs(work) else 0
     copies = len(trained) if _casts_inputs(work) else 1
     return copies * trained[0].shape[1] * work.compute_bytes
 
@@ -228,5 +232,5 @@ def _input_group(module: str) -> str:
 
 
 def _is_saved_anyway(work: Workload, group: str) -> bool:
-    """Whether the attention kernel keeps the tensor already."""
-    return group == "o_proj" and not attention.output_is_copied(work)
+    """Whether the attention kernel keeps the tensor already, or the layer that is adapted."""
+    return keeps_inputs(work) or (group == "o_proj" and not attention.output_is_copied(work))

@@ -46,7 +46,7 @@ class Held:
         object.__setattr__(self, "numel", math.prod(self.shape))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
     """Parameters that are gathered and released together; `copies` blocks are exactly alike."""
 

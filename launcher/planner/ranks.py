@@ -17,31 +17,26 @@ STEP = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER)
 
 
 def rank_plans(work: Workload) -> tuple[RankPlan, ...]:
-    """One plan for each class of ranks that need the same."""
+    """One plan for each class of ranks that need the same. Classes differ in what they hold from step to step, not in
+    what comes and goes."""
     sharding = SHARDINGS[work.spec.shard.kind]
-    return tuple(
-        RankPlan(ranks=tuple(ranks), terms=with_first_step(terms_of_rank(work, planned)))
-        for ranks, planned in sharding.rank_classes(work)
-    )
-
-
-def terms_of_rank(work: Workload, rank: int) -> tuple[Term, ...]:
-    """All terms of a rank, loss and backward phase at the moment that needs the most."""
-    sharding = SHARDINGS[work.spec.shard.kind]
-    found = [
-        *sharding.terms(work, rank),
+    classes = sharding.rank_classes(work)
+    _, first = classes[0]
+    passing = (
         *activation_terms(work),
         *workspace_terms(work),
         *evaluation_terms(work),
         *outside_terms(work),
-    ]
-    for _, moment, terms in highest_moments(work, rank):
-        found = joined(found, terms, moment)
-    return tuple(found)
+    )
+    moments = highest_moments(work, first)
+    return tuple(
+        RankPlan(ranks=tuple(ranks), terms=with_first_step(joined((*sharding.terms(work, rank), *passing), moments)))
+        for ranks, rank in classes
+    )
 
 
-def highest_moments(work: Workload, rank: int) -> list[tuple[int, Moment, tuple[Term, ...]]]:
-    """For each phase that has moments, the one that needs the most: its bytes, the moment and its terms."""
+def highest_moments(work: Workload, rank: int) -> list[tuple[Moment, tuple[Term, ...]]]:
+    """For each phase that has moments, the one that needs the most, with its terms."""
     sharding = SHARDINGS[work.spec.shard.kind]
     highest: dict[Phase, tuple[int, Moment, tuple[Term, ...]]] = {}
     for moment in MOMENTS:
@@ -54,22 +49,23 @@ def highest_moments(work: Workload, rank: int) -> list[tuple[int, Moment, tuple[
         size_bytes = sum(found.size_bytes for found in terms)
         if moment.phase not in highest or size_bytes > highest[moment.phase][0]:
             highest[moment.phase] = (size_bytes, moment, terms)
-    return list(highest.values())
+    return [(moment, terms) for _, moment, terms in highest.values()]
 
 
-def joined(found: list[Term], terms: tuple[Term, ...], moment: Moment) -> list[Term]:
-    """Terms with those of a moment: what is the same in another phase is one term, and no two have one name."""
+def joined(found: tuple[Term, ...], moments: list[tuple[Moment, tuple[Term, ...]]]) -> tuple[Term, ...]:
+    """Terms with those of the moments: what is the same in two phases is one term, and no two have one name."""
     by_name = {term.name: term for term in found}
-    for made in terms:
-        known = by_name.get(made.name)
-        if known is None:
-            by_name[made.name] = made
-        elif (known.size_bytes, known.formula) == (made.size_bytes, made.formula):
-            by_name[made.name] = dataclasses.replace(known, phases=(*known.phases, *made.phases))
-        else:
-            name = f"{made.name}, {moment}"
-            by_name[name] = dataclasses.replace(made, name=name)
-    return list(by_name.values())
+    for moment, terms in moments:
+        for made in terms:
+            known = by_name.get(made.name)
+            if known is None:
+                by_name[made.name] = made
+            elif (known.size_bytes, known.formula) == (made.size_bytes, made.formula):
+                by_name[made.name] = dataclasses.replace(known, phases=(*known.phases, *made.phases))
+            else:
+                name = f"{made.name}, {moment}"
+                by_name[name] = dataclasses.replace(made, name=name)
+    return tuple(by_name.values())
 
 
 def with_first_step(terms: tuple[Term, ...]) -> tuple[Term, ...]:

@@ -40,7 +40,7 @@ class Workload:
     @property
     def checkpointing(self) -> bool:
         """Whether blocks recompute their activations."""
-        return self.spec.train.activation_checkpointing is ActivationCheckpointing.FULL
+        return self.spec.train.activation_checkpointing is not ActivationCheckpointing.NONE
 
     @property
     def steps_by_foreach(self) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import lru_cache
 
 from launcher.planner import optimizer, quantisation
 from launcher.planner.foreach import foreach_term
@@ -144,7 +145,13 @@ def gathered_bytes(work: Workload, block: Block) -> int:
 
 def reduced_numel(work: Workload, block: Block) -> int:
     """Trained elements of one block as reduce-scatter takes them, padding included."""
-    return sum(padded_numel(p.shape, work.world_size) * work.world_size for p in block.parameters if p.state in TRAINED)
+    return sum(padded_numel(p.shape, work.world_size) for p in block.trained) * work.world_size
+
+
+@lru_cache(maxsize=16)
+def largest_reduced_numel(work: Workload) -> int:
+    """Those of the largest block."""
+    return max(reduced_numel(work, block) for block in work.inventory.blocks)
 
 
 def reduce_bytes(work: Workload) -> int:
@@ -242,12 +249,14 @@ def _optimizer_states(work: Workload, rank: int) -> tuple[Term, ...]:
     ) + foreach_term(work, local)
 
 
+@lru_cache(maxsize=16)
 def tail(work: Workload) -> Block:
     """Final norm and head, and the embedding where it is tied."""
     root, is_tied = work.inventory.root.parameters, work.inventory.is_tied
     return Block(copies=1, parameters=tuple(p for p in root if is_tied or not is_of_embedding(p)))
 
 
+@lru_cache(maxsize=16)
 def last_group(work: Workload) -> Block:
     """What is reduced last: the embedding, or the tail that it belongs to."""
     if work.inventory.is_tied:
@@ -267,6 +276,7 @@ class Groups:
     flat_factor: int
 
 
+@lru_cache(maxsize=16)
 def groups(work: Workload) -> Groups:
     """The groups of a job."""
     blocks = [(gathered_bytes(work, block), block.copies) for block in work.inventory.blocks]
@@ -349,7 +359,7 @@ def _reduces_alone(work: Workload) -> bool:
     """Whether the embedding's reduce-scatter, for which its copies are gone, needs more than its gradient beside those
     copies and the last block's reduce-scatter."""
     embedding = last_group(work)
-    block = max(reduced_numel(work, block) for block in work.inventory.blocks)
+    block = largest_reduced_numel(work)
     width = reduce_bytes(work)
     return reduced_numel(work, embedding) * width > gathered_bytes(work, embedding) + block * width
 
@@ -367,7 +377,7 @@ def _reduced(work: Workload, moment: Moment) -> tuple[Term, ...]:
     elif moment is EMBEDDING:
         made = last_group(work).trained_numel
     at_tail = 0 if inventory.is_tied else reduced_numel(work, tail(work))
-    block = max(reduced_numel(work, block) for block in inventory.blocks)
+    block = largest_reduced_numel(work)
     scattered = block
     if moment is HEAD:
         scattered = 0
