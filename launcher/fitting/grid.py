@@ -42,7 +42,7 @@ class Found:
     @property
     def fits(self) -> bool:
         """Whether it fits, or there is no card to hold it against."""
-        return self.least.verdict is not Verdict.DOES_NOT_FIT
+        return self.least.verdict in (Verdict.FITS, Verdict.NO_CARD)
 
 
 class Grid:
