@@ -4,8 +4,9 @@
   refuses. Here they become fake tensors that are Params4bit or Int8Params as well, under the same class names, which
   is what transformers, peft and accelerate ask for.
 - Fake kernels give outputs only. gemm_4bit on CUDA dequantises the whole weight above 1,536 tokens, and for most shapes
-  above a few (backends/cuda/ops.py, _dequant_linear_fallback): that is spelled out here for any number of tokens. On
-  the CPU the kernels are Python, and run as they are (backends/default/ops.py).
+  above a few (backends/cuda/ops.py, _dequant_linear_fallback): that is spelled out here for any number of tokens, and
+  so is what LLM.int8() holds inside, as if no activation were an outlier. Kernels written in Python run as they are:
+  on the CPU nearly all (backends/default/ops.py).
 """
 
 from __future__ import annotations
@@ -31,13 +32,26 @@ def install(target: Target, note: Callable[[str], None]) -> dict[Any, Expansion]
     import bitsandbytes  # noqa: F401 - defines the operations
 
     operations = torch.ops.bitsandbytes
+    python = [operations.int8_mixed_scaled_mm.default, operations.int8_scaled_mm.default]
     if target.on_cuda:
         note("bitsandbytes dequantises every 4-bit weight in the forward pass, as it does above 1,536 tokens")
-        return {operations.gemm_4bit.default: gemm_4bit}
-    return {
-        operation: functools.partial(operation._op_dk, DEFAULT_KERNEL)
-        for operation in (operations.gemm_4bit.default, operations.quantize_4bit.default)
-    }
+        note("no activation is an outlier in the sense of LLM.int8()")
+        spelled_out: dict[Any, Expansion] = {
+            operations.gemm_4bit.default: gemm_4bit,
+            operations.int8_mm_dequant.default: int8_mm_dequant,
+            operations.int8_vectorwise_quant.default: int8_vectorwise_quant,
+        }
+    else:
+        spelled_out = {}
+        python += [
+            operations.gemm_4bit.default,
+            operations.quantize_4bit.default,
+            operations.int8_mm_dequant.default,
+            operations.int8_vectorwise_quant.default,
+        ]
+        if not operations.int8_linear_matmul.default.has_kernel_for_dispatch_key(torch._C.DispatchKey.CPU):
+            python.append(operations.int8_linear_matmul.default)
+    return spelled_out | {operation: functools.partial(operation._op_dk, DEFAULT_KERNEL) for operation in python}
 
 
 def _make_subclass(original: Any) -> Any:
@@ -93,6 +107,32 @@ def gemm_4bit(
     return product
 
 
+def int8_vectorwise_quant(
+    activations: torch.Tensor, threshold: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Rows and their scales, and a search for outliers that finds none."""
+    scales = activations.new_empty(activations.numel() // activations.shape[-1], dtype=torch.float32)
+    rows = torch.empty_like(activations, dtype=torch.int8)
+    if threshold <= 0.0:
+        return rows, scales, None
+    outliers = activations.abs() >= threshold
+    none = activations.new_empty(0, dtype=torch.int64)
+    del outliers  # at the end, as the kernel's own variable
+    return rows, scales, none
+
+
+def int8_mm_dequant(
+    product: torch.Tensor,
+    _row_scales: torch.Tensor,
+    _column_scales: torch.Tensor,
+    dtype: torch.dtype | None = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The kernel writes half precision, which is cast afterwards."""
+    del bias
+    return torch.empty_like(product, dtype=torch.float16).to(dtype or torch.float16)
+
+
 def constants(model: nn.Module) -> Iterator[torch.Tensor]:
     """What it takes to dequantise the weights of a model, kept beside them."""
     for module in model.modules():
@@ -100,3 +140,8 @@ def constants(model: nn.Module) -> Iterator[torch.Tensor]:
         while state is not None:
             yield from (part for part in (state.absmax, state.code, state.offset) if isinstance(part, torch.Tensor))
             state = state.state2
+        # Of LLM.int8(): with the weight until the layer's first forward pass, with the layer afterwards.
+        for holder in (getattr(module, "weight", None), getattr(module, "state", None)):
+            scales = getattr(holder, "SCB", None)
+            if isinstance(scales, torch.Tensor):
+                yield scales
