@@ -22,17 +22,22 @@ def rank_plans(work: Workload) -> tuple[RankPlan, ...]:
     sharding = SHARDINGS[work.spec.shard.kind]
     classes = sharding.rank_classes(work)
     _, first = classes[0]
-    passing = (
-        *activation_terms(work),
-        *workspace_terms(work),
-        *evaluation_terms(work),
-        *outside_terms(work),
-    )
-    moments = highest_moments(work, first)
+    passing, moments = passing_terms(work), highest_moments(work, first)
     return tuple(
         RankPlan(ranks=tuple(ranks), terms=with_first_step(joined((*sharding.terms(work, rank), *passing), moments)))
         for ranks, rank in classes
     )
+
+
+def plan_of_rank(work: Workload, rank: int) -> RankPlan:
+    """One rank's own plan, where its class is planned for another."""
+    found = (*SHARDINGS[work.spec.shard.kind].terms(work, rank), *passing_terms(work))
+    return RankPlan(ranks=(rank,), terms=with_first_step(joined(found, highest_moments(work, rank))))
+
+
+def passing_terms(work: Workload) -> tuple[Term, ...]:
+    """What every rank has, whatever the moment."""
+    return (*activation_terms(work), *workspace_terms(work), *evaluation_terms(work), *outside_terms(work))
 
 
 def highest_moments(work: Workload, rank: int) -> list[tuple[Moment, tuple[Term, ...]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from launcher.models import Role
 from launcher.planner.constants import Key
+from launcher.planner.experts import merged_at, merged_terms
 from launcher.planner.inventory import Held, State
 from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, LOSS, Moment, Place
 from launcher.planner.terms import FROM_FIRST_STEP, at, term
@@ -19,6 +20,7 @@ def workspace_terms(work: Workload) -> tuple[Term, ...]:
     cast = cast_numel(work, LOSS)
     return (
         *_cublas(work),
+        *merged_terms(work),
         *term(
             "dequantised weight",
             TermKind.WORKSPACES,
@@ -43,6 +45,7 @@ def workspaces_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
     numel = work.inventory.largest_numel(State.QUANTISED) if moment.place is not None else 0
     cast = cast_numel(work, moment)
     return (
+        *merged_at(work, moment),
         *at(
             moment,
             "dequantised weight",
