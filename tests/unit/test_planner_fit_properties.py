@@ -45,6 +45,8 @@ def jobs(draw: Any) -> tuple[str, ...]:
         "train.optimizer": draw(st.sampled_from(["adamw", "adamw", "adamw_8bit"])),
         "launcher": draw(st.sampled_from(["torchrun", "torchrun", "deepspeed"])),
     }
+    if words["method"] == "qlora":
+        words["method.quant_type"] = draw(st.sampled_from(["nf4", "nf4", "int8"]))
     return tuple(f"{key}={value}" for key, value in words.items())
 
 

@@ -9,8 +9,9 @@ import dataclasses
 from collections.abc import Iterator
 
 from launcher.planner.cards import with_more_gpus
-from launcher.planner.fit.change import Change, storage_dtype, with_train
+from launcher.planner.fit.change import Change, with_train
 from launcher.precision import COMPUTE
+from launcher.shards import storage_dtype
 from launcher.spec import (
     JobSpec,
     LoraBias,
@@ -86,6 +87,8 @@ def _lighter_methods(spec: JobSpec) -> Iterator[Change]:
         )
     if spec.method.kind is not MethodKind.QLORA and spec.device.kind == "cuda":
         yield quantised()
+    if spec.method.quant_type is QuantType.INT8:
+        yield Change(overrides=(f"method.quant_type={QuantType.NF4}",), note="4-bit weights", apply=as_qlora)
 
 
 def quantised() -> Change:
@@ -95,13 +98,14 @@ def quantised() -> Change:
 
 def as_qlora(job: JobSpec) -> JobSpec:
     """The job with a 4-bit base; LoRA's own options stay."""
-    base = job.method if job.method.kind is MethodKind.LORA else DEFAULT_LORA
+    base = DEFAULT_LORA if job.method.kind is MethodKind.FULL else job.method
+    compute = COMPUTE[job.train.precision]
     method = dataclasses.replace(
         base,
         kind=MethodKind.QLORA,
         quant_type=QuantType.NF4,
         double_quant=True,
-        compute_dtype=COMPUTE[job.train.precision],
-        storage_dtype=storage_dtype(job.shard.kind, job),
+        compute_dtype=compute,
+        storage_dtype=storage_dtype(QuantType.NF4, job.shard.kind, compute),
     )
     return dataclasses.replace(job, method=method)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from launcher.precision import COMPUTE
-from launcher.shards import shard_defaults
-from launcher.spec import Dtype, JobSpec, MethodKind, Offload, ShardKind
+from launcher.shards import shard_defaults, storage_dtype
+from launcher.spec import JobSpec, MethodKind, Offload, ShardKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,16 +38,12 @@ def with_train(job: JobSpec, **values: object) -> JobSpec:
 
 
 def resharded(job: JobSpec, kind: ShardKind, offload: Offload, hidden_size: int) -> JobSpec:
-    """The job under another sharding with its default sizes; 4-bit storage follows the sharding."""
+    """The job under another sharding with its default sizes; how quantised weights are stored follows the sharding."""
     shard = job.shard
     if kind is not shard.kind:
         shard = shard_defaults(kind, hidden_size, on_cuda=job.device.kind == "cuda")
     method = job.method
     if method.kind is MethodKind.QLORA:
-        method = dataclasses.replace(method, storage_dtype=storage_dtype(kind, job))
+        stored = storage_dtype(method.quant_type, kind, COMPUTE[job.train.precision])
+        method = dataclasses.replace(method, storage_dtype=stored)
     return dataclasses.replace(job, shard=dataclasses.replace(shard, offload=offload), method=method)
-
-
-def storage_dtype(kind: ShardKind, job: JobSpec) -> Dtype:
-    """FSDP2 shards 4-bit weights only in the dtype of the others."""
-    return COMPUTE[job.train.precision] if kind is ShardKind.FSDP else Dtype.UINT8

@@ -1,7 +1,7 @@
 """Changes that leave the training as it is: the same global batch, the same loss, the same optimizer.
 
-A sharding keeps its own rules: FSDP2 offloads parameters and states together, ZeRO-2 states only, and 8-bit AdamW runs
-under neither FSDP2 nor offload.
+A sharding keeps its own rules: FSDP2 offloads parameters and states together, ZeRO-2 states only, 8-bit AdamW runs
+under neither FSDP2 nor offload, and an 8-bit base under neither FSDP2 nor ZeRO-3.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from launcher.spec import (
     Offload,
     Optimizer,
     Program,
+    QuantType,
     ShardKind,
 )
 
@@ -108,6 +109,8 @@ def sharding(spec: JobSpec, kind: ShardKind, offload: Offload, hidden_size: int)
 def can_shard(spec: JobSpec, kind: ShardKind, offload: Offload) -> bool:
     """Whether a sharding goes with the rest of a job."""
     eight_bit = spec.train.optimizer is not Optimizer.ADAMW
+    if spec.method.quant_type is QuantType.INT8 and kind in (ShardKind.FSDP, ShardKind.ZERO3):
+        return False
     if offload is Offload.NONE and spec.world_size == 1:
         return False
     if offload is not Offload.NONE and (eight_bit or spec.device.kind == "cpu"):

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from launcher.models import Role
 from launcher.planner.inventory import Block, Held, State
 from launcher.planner.workload import Workload
-from launcher.spec import CHUNK_TOKENS, Attention, Loss, MethodKind, Optimizer
+from launcher.spec import CHUNK_TOKENS, Attention, Loss, MethodKind, Optimizer, QuantType
 
 PRODUCTS = (Role.LINEAR, Role.ROUTER, Role.EXPERT, Role.ADAPTER)
-NF4_BYTES = 0.5
 # Written and read around cross entropy: the bf16 logits (written, read), their fp32 copy (written, read), the
 # log-softmax (written, read), its gradient (written, read) and that of the logits (written, cast to bf16).
 LOSS_BYTES_PER_LOGIT = 2 + 2 + 4 + 4 + 4 + 4 + 4 + 4 + 2
@@ -83,9 +82,13 @@ def _attention(work: Workload) -> float:
 
 def dequantised_bytes(work: Workload) -> float:
     """4-bit weights are read and written out in the compute dtype for each product: forward, again where blocks are
-    recomputed, and backward (bitsandbytes 0.50 autograd/_functions.py MatMul4Bit)."""
+    recomputed, and backward (bitsandbytes 0.50 autograd/_functions.py MatMul4Bit). 8-bit ones multiply as they are, and
+    are written out only for the backward pass (MatMul8bitLt)."""
+    numel = work.inventory.numel(State.QUANTISED)
+    if work.spec.method.quant_type is QuantType.INT8:
+        return numel * (1 + work.matmul_bytes)
     times = 3 if work.checkpointing else 2
-    return times * work.inventory.numel(State.QUANTISED) * (NF4_BYTES + work.matmul_bytes)
+    return times * numel * (0.5 + work.matmul_bytes)
 
 
 def loss_bytes(work: Workload) -> float:
