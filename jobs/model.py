@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from jobs.chunked_loss import use_chunked_loss
 from jobs.dtypes import torch_dtype
+from jobs.recompute import checkpoint_activations
 from launcher.precision import Dtypes, dtypes, is_deepspeed
 from launcher.spec import (
-    ActivationCheckpointing,
     JobSpec,
     LoraBias,
     Loss,
@@ -78,9 +78,7 @@ def load_model(spec: JobSpec, *, device: torch.device, read: Read = read_weights
     model = read(spec.model, options)
     if spec.method.kind is MethodKind.QLORA:
         keep_trainable_format(model)
-    if spec.train.activation_checkpointing is ActivationCheckpointing.FULL:
-        # Non-reentrant: frozen inputs need no gradient, and FSDP2 and DDP need no special case.
-        model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, spec.train.activation_checkpointing)
     if spec.method.kind is not MethodKind.FULL:
         model = attach_adapters(model, spec, planned)
     if spec.train.loss is Loss.CHUNKED:

@@ -17,6 +17,7 @@ from launcher.host import Host
 from launcher.models import ModelShape, lora_allows_dropout, lora_parameters
 from launcher.precision import COMPUTE, is_deepspeed
 from launcher.spec import (
+    ActivationCheckpointing,
     Attention,
     ClusterKind,
     Dtype,
@@ -143,6 +144,16 @@ def loss_exists(case: Case) -> Iterator[Problem]:
     if loss is Loss.CHUNKED and case.spec.model.config.get("output_router_logits"):
         rule = "leaves out the router's loss that config.json asks for (output_router_logits)"
         yield Problem(field="train.loss", value=loss, rule=rule, way_out="use train.loss=cross_entropy")
+
+
+def checkpointing_exists(case: Case) -> Iterator[Problem]:
+    """ZeRO-3 gathers parameters inside what is recomputed, and not as it did in the forward pass; torch's selective
+    checkpointing takes that for another computation and fails (torch 2.13 utils/checkpoint.py)."""
+    mode = case.spec.train.activation_checkpointing
+    if mode is ActivationCheckpointing.SELECTIVE and case.spec.shard.kind is ShardKind.ZERO3:
+        rule = "cannot recompute what zero3 gathers on the way"
+        way_out = "use train.activation_checkpointing=full, or shard=fsdp"
+        yield Problem(field="train.activation_checkpointing", value=mode, rule=rule, way_out=way_out)
 
 
 def optional_packages(case: Case) -> Iterator[Problem]:
@@ -318,6 +329,7 @@ RULES: tuple[Rule, ...] = (
     precision_exists,
     attention_exists,
     loss_exists,
+    checkpointing_exists,
     optional_packages,
     method_options,
     lora_targets,

@@ -97,10 +97,15 @@ class Attention(StrEnum):
 
 
 class ActivationCheckpointing(StrEnum):
-    """Whether each transformer block keeps its activations or recomputes them in the backward pass."""
+    """Whether each transformer block keeps its activations or recomputes them in the backward pass.
+
+    full keeps its input alone, reentrant as well, in torch's older way; selective also what is dear and narrow.
+    """
 
     NONE = "none"
     FULL = "full"
+    REENTRANT = "reentrant"
+    SELECTIVE = "selective"
 
 
 class Loss(StrEnum):

@@ -6,13 +6,15 @@ from __future__ import annotations
 from launcher.models import Role
 from launcher.planner import attention
 from launcher.planner.block import FP32, BlockBytes, block_bytes
+from launcher.planner.inventory import Block
 from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place
+from launcher.planner.recompute import kept_input_bytes, kept_narrow_bytes
 from launcher.planner.terms import at, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.workload import Workload
 
 SOURCE = "saved tensors of transformers 5.23 modeling_llama.py; torch 2.13 derivatives.yaml"
-CHECKPOINT_SOURCE = "torch 2.13 utils/checkpoint.py: each block keeps its input"
+CHECKPOINT_SOURCE = "torch 2.13 utils/checkpoint.py: each block keeps its input; launcher/planner/recompute.py"
 INDEX_BYTES = 8
 INDEX_TENSORS = 4  # input ids, labels, attention mask and shifted labels, int64
 
@@ -75,11 +77,17 @@ def _kept_by_all(work: Workload) -> tuple[int, str, str]:
     """Bytes a token that all blocks keep together, how they are counted, and the source of that."""
     stream = work.shape.hidden_size * work.residual_bytes
     if work.checkpointing:
-        num_layers = work.inventory.num_layers
-        return num_layers * stream, f"{num_layers} blocks x {stream:,} B", CHECKPOINT_SOURCE
+        kept = [(stream + _kept_besides(work, block), block.copies) for block in work.inventory.blocks]
+        parts = " + ".join(f"{copies} blocks x {size:,} B" for size, copies in kept)
+        return sum(size * copies for size, copies in kept), parts, CHECKPOINT_SOURCE
     saved = [(block_bytes(work, block).saved, block.copies) for block in work.inventory.blocks]
     parts = " + ".join(f"{copies} blocks x {size:,} B" for size, copies in saved)
     return sum(size * copies for size, copies in saved) + stream, f"{parts} + {stream:,} B", SOURCE
+
+
+def _kept_besides(work: Workload, block: Block) -> int:
+    """What a checkpointed block keeps besides its input."""
+    return kept_narrow_bytes(work, block) + kept_input_bytes(work, block)
 
 
 def _kept(work: Workload, moment: Moment) -> tuple[Term, ...]:
@@ -90,8 +98,12 @@ def _kept(work: Workload, moment: Moment) -> tuple[Term, ...]:
     if moment.place is not None and not work.checkpointing:
         running = max(block_bytes(work, block).saved for block in work.inventory.blocks)
         whole, formula = whole - running, f"{formula} - {running:,} B of the running block"
+    if moment.place is not None and work.checkpointing:
+        used = max(kept_narrow_bytes(work, block) for block in work.inventory.blocks)
+        whole, formula = whole - used, f"{formula} - {used:,} B of the running block" if used else formula
     if moment.place is Place.FIRST and not work.practice.holds_block_inputs:
-        whole = work.shape.hidden_size * work.residual_bytes
+        inputs = max(kept_input_bytes(work, block) for block in work.inventory.blocks) if work.checkpointing else 0
+        whole = work.shape.hidden_size * work.residual_bytes + inputs
         formula = f"the first block's input, {whole:,} B"
     name = "checkpoints" if work.checkpointing else "saved activations"
     return at(

@@ -1,14 +1,16 @@
-"""bitsandbytes' 4-bit storage: two values a byte and constants for every block of 64.
+"""bitsandbytes' storage. 4 bits: two values a byte and constants for every block of 64. 8 bits: a byte each, and an
+fp32 scale for every row (bitsandbytes 0.50 nn/modules.py Int8Params: CB and SCB).
 
-Source: bitsandbytes 0.50 functional.py, quantize_4bit: blocks of 64; an absmax in fp32 per block, or, with double
-quantisation, an int8 absmax per block, an fp32 second-level absmax per 256 of those, a 256-entry fp32 code and one
-fp32 offset. NF4 and FP4 differ only in their 16-entry code, which both hold in fp32.
+Source of the former: bitsandbytes 0.50 functional.py, quantize_4bit: blocks of 64; an absmax in fp32 per block, or,
+with double quantisation, an int8 absmax per block, an fp32 second-level absmax per 256 of those, a 256-entry fp32 code
+and one fp32 offset. NF4 and FP4 differ only in their 16-entry code, which both hold in fp32.
 """
 
 from __future__ import annotations
 
 from launcher.planner.inventory import State
 from launcher.planner.workload import Workload
+from launcher.spec import QuantType
 from launcher.units import ceil_div
 
 BLOCK_SIZE = 64
@@ -16,6 +18,12 @@ NESTED_BLOCK_SIZE = 256
 CODE_BYTES = 16 * 4
 NESTED_CODE_BYTES = 256 * 4
 OFFSET_BYTES = 4
+SCALE_BYTES = 4
+
+
+def is_8bit(work: Workload) -> bool:
+    """Whether the base is LLM.int8()'s."""
+    return work.spec.method.quant_type is QuantType.INT8
 
 
 def packed_bytes(numel: int) -> int:
@@ -33,12 +41,16 @@ def constants_bytes(numel: int, *, double_quant: bool) -> int:
 
 
 def total_packed_bytes(work: Workload) -> int:
-    """The 4-bit values of every quantised tensor."""
+    """The values of every quantised tensor."""
+    if is_8bit(work):
+        return work.inventory.numel(State.QUANTISED)
     return sum(packed_bytes(p.numel) * count for p, count in work.inventory.counted(State.QUANTISED))
 
 
 def total_constants_bytes(work: Workload) -> int:
     """The constants of every quantised tensor."""
+    if is_8bit(work):
+        return sum(p.shape[0] * SCALE_BYTES * count for p, count in work.inventory.counted(State.QUANTISED))
     double_quant = bool(work.spec.method.double_quant)
     return sum(
         constants_bytes(p.numel, double_quant=double_quant) * count

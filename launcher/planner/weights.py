@@ -35,23 +35,26 @@ def base_weights(work: Workload) -> tuple[Term, ...]:
 
 
 def quantised_weights(work: Workload) -> tuple[Term, ...]:
-    """4-bit values and their constants."""
+    """Quantised values and their constants."""
     numel = work.inventory.numel(State.QUANTISED)
     method = work.spec.method
+    is_8bit = quantisation.is_8bit(work)
+    source = f"bitsandbytes 0.50 {'nn/modules.py Int8Params' if is_8bit else 'functional.py quantize_4bit'}"
+    constants = "4 B a row" if is_8bit else constants_formula(double_quant=bool(method.double_quant))
     return term(
         f"{method.quant_type} weights",
         TermKind.WEIGHTS,
         quantisation.total_packed_bytes(work),
         ALWAYS,
-        formula=f"{numel:,} elements / 2",
-        source="bitsandbytes 0.50 functional.py quantize_4bit",
+        formula=f"{numel:,} elements" + ("" if is_8bit else " / 2"),
+        source=source,
     ) + term(
         "quantisation constants",
         TermKind.WEIGHTS,
         quantisation.total_constants_bytes(work),
         ALWAYS,
-        formula=constants_formula(double_quant=bool(method.double_quant)),
-        source="bitsandbytes 0.50 functional.py quantize_4bit",
+        formula=constants,
+        source=source,
     )
 
 

@@ -32,7 +32,7 @@ def options(draw: Any) -> dict[str, Any]:
         "precision": precision,
         "checkpointing": draw(st.sampled_from(list(ActivationCheckpointing))).value,
         "attention": draw(st.sampled_from(["sdpa", "eager"])),
-        "loss": draw(st.sampled_from(["cross_entropy", "fused_linear"] if on_cuda else ["cross_entropy"])),
+        "loss": draw(st.sampled_from(["cross_entropy", "chunked", *(["fused_linear"] if on_cuda else [])])),
         "rank": draw(st.integers(1, 32)),
     }
 

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from launcher.planner.block import block_bytes
-from launcher.spec import JobSpec, MethodKind
+from launcher.spec import JobSpec, MethodKind, QuantType
 from tests.planner_jobs import TINY_CONFIG, estimate, job
 
 BATCH, LENGTH = 2, 64
@@ -29,6 +29,8 @@ def build(spec: JobSpec) -> torch.nn.Module:
     dtype = torch_dtype(held.frozen or held.trained)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=spec.train.attention.value)
     method = spec.method
+    if method.quant_type is QuantType.INT8:
+        quantise_to_8_bits(model)
     if method.kind is not MethodKind.FULL:
         targets = "all-linear" if method.targets == ("all-linear",) else list(method.targets or ())
         lora = LoraConfig(r=method.rank, lora_dropout=method.dropout, target_modules=targets)
@@ -39,6 +41,21 @@ def build(spec: JobSpec) -> torch.nn.Module:
     if spec.shard.kind == "fsdp":
         model.to(torch_dtype(held.compute))
     return model.train()
+
+
+def quantise_to_8_bits(model: torch.nn.Module) -> None:
+    """What load_in_8bit makes of the linear layers inside the blocks."""
+    import bitsandbytes
+
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    for name, module in linears.items():
+        if name == "lm_head":
+            continue
+        layer = bitsandbytes.nn.Linear8bitLt(
+            module.in_features, module.out_features, bias=False, has_fp16_weights=False, threshold=6.0
+        )
+        layer.weight = bitsandbytes.nn.Int8Params(module.weight.data, requires_grad=False).to("cpu")
+        model.set_submodule(name, layer)
 
 
 def saved_bytes_per_token(spec: JobSpec) -> float:

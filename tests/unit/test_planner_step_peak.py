@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 from typing import Any
 
@@ -12,8 +13,9 @@ from accelerate.utils.operations import convert_to_fp32
 from torch.profiler import ProfilerActivity, profile
 
 from jobs.chunked_loss import use_chunked_loss
+from jobs.recompute import checkpoint_activations
 from launcher.planner.types import Phase
-from launcher.spec import Loss
+from launcher.spec import Dtype, Loss, MethodKind, QuantType
 from tests.planner_jobs import estimate, job, only_rank
 from tests.unit.test_planner_saved_tensors import build
 
@@ -36,8 +38,7 @@ def measured_bytes(spec: Any) -> int:
     """The allocator's peak in the third step, on top of parameters and optimizer states."""
     work = estimate(spec).work
     model: Any = build(spec)
-    if work.checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, spec.train.activation_checkpointing)
     if spec.train.loss is Loss.CHUNKED:
         use_chunked_loss(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -61,7 +62,8 @@ def measured_bytes(spec: Any) -> int:
     step()
     gc.collect()
     states = [v for state in optimizer.state.values() for v in state.values() if torch.is_tensor(v)]
-    held = {t.untyped_storage().data_ptr(): t for t in (*model.parameters(), *model.buffers(), *states)}
+    scales = [module.state.SCB for module in model.modules() if hasattr(module, "state")]
+    held = {t.untyped_storage().data_ptr(): t for t in (*model.parameters(), *model.buffers(), *states, *scales)}
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -90,6 +92,37 @@ def test_peak_of_a_step(method: str, precision: str, checkpointing: str, accumul
     )
     planned = max(only_rank(spec).allocated_bytes_in(phase) for phase in STEP)
     assert planned == pytest.approx(measured_bytes(spec), rel=0.04)
+
+
+@pytest.mark.parametrize("checkpointing", ["reentrant", "selective"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_peak_of_a_step_with_other_checkpointing(method: str, checkpointing: str) -> None:
+    """With so many layers that what they keep has the peak."""
+    check_many_layers(method=method, precision="bf16_mixed", checkpointing=checkpointing)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full", "reentrant", "selective"])
+def test_peak_of_a_step_over_8_bits(checkpointing: str) -> None:
+    """Whose layers keep their inputs, whatever is checkpointed, unless the first pass builds no graph."""
+    check_many_layers(method="qlora", precision="bf16_mixed", checkpointing=checkpointing)
+
+
+def check_many_layers(**options: Any) -> None:
+    spec = job(
+        CONFIG | {"num_hidden_layers": 16},
+        device="cpu",
+        micro_batch=BATCH,
+        global_batch=BATCH,
+        sequence_length=LENGTH,
+        **options,
+    )
+    if spec.method.kind is MethodKind.QLORA:
+        method = dataclasses.replace(
+            spec.method, quant_type=QuantType.INT8, double_quant=False, storage_dtype=Dtype.INT8
+        )
+        spec = dataclasses.replace(spec, method=method)
+    planned = max(only_rank(spec).allocated_bytes_in(phase) for phase in STEP)
+    assert planned == pytest.approx(measured_bytes(spec), rel=0.02)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16_mixed", "bf16_pure"])

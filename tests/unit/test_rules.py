@@ -112,6 +112,12 @@ REFUSED: list[tuple[str, str]] = [
         "train.loss=chunked leaves out the router's loss that config.json asks for (output_router_logits): "
         "use train.loss=cross_entropy",
     ),
+    # activation checkpointing
+    (
+        "train.activation_checkpointing=selective shard=zero3",
+        "train.activation_checkpointing=selective cannot recompute what zero3 gathers on the way: "
+        "use train.activation_checkpointing=full, or shard=fsdp",
+    ),
     # batch and lengths
     ("train.global_batch=12", "train.global_batch=12 is not a multiple of the 8 ranks: use 8 or 16"),
     ("train.global_batch=3", "train.global_batch=3 is not a multiple of the 8 ranks: use 8"),
@@ -224,6 +230,8 @@ ACCEPTED = [
     "mode=plan model=gemma2-2b train.attention=flash_attention_2",
     "mode=plan train.loss=fused_linear train.attention=flash_attention_2",
     "train.loss=chunked model=gemma2-2b",
+    "train.activation_checkpointing=selective shard=fsdp",
+    "train.activation_checkpointing=reentrant shard=zero3",
     "mode=plan device=h100-80g gpus=64 train.global_batch=64",
     "mode=plan cluster=slurm nodes=2 device=t4 train.precision=fp32",
     "train.global_batch=64 train.micro_batch=4",

@@ -14,7 +14,7 @@ from launcher.planner.stream.sharded import Groups
 from launcher.planner.stream.tape import Storage, Tape, Tensor, checkpoint, operation, root, run_backward
 from launcher.planner.tracing.events import Event
 from launcher.planner.workload import Workload
-from launcher.spec import Loss, MethodKind, Offload, ShardKind
+from launcher.spec import ActivationCheckpointing, Loss, MethodKind, Offload, QuantType, ShardKind
 
 INDEX_BYTES = 8
 NUM_STEPS = 2  # the first makes the optimizer's states; a third repeats the second
@@ -32,6 +32,8 @@ def is_written_down(work: Workload) -> bool:
         (alone or sharded)
         and plain
         and spec.train.loss is Loss.CROSS_ENTROPY
+        and spec.train.activation_checkpointing in (ActivationCheckpointing.NONE, ActivationCheckpointing.FULL)
+        and spec.method.quant_type is not QuantType.INT8
         and spec.shard.offload is Offload.NONE
         and work.on_cuda
     )
