@@ -153,15 +153,16 @@ class TracedJob(Job):
         """Rows of the full sequence length, enough for every step of every rank."""
         train = self.spec.train
         rows = Rows(train.global_batch * NUM_STEPS, length=train.sequence_length, packed=train.packing)
+        held_out = self._held_out()
         self.tokenizer = None
         flatten = train.packing and train.attention.value == "flash_attention_2"
         self.data = Data(
             train=rows,  # type: ignore[arg-type]
-            eval=None,
+            eval=held_out,  # type: ignore[arg-type]
             collator=Collator(pad_id=IGNORED, max_length=train.sequence_length, flatten=flatten),
             counts=Counts(
                 num_train=len(rows),
-                num_eval=0,
+                num_eval=0 if held_out is None else len(held_out),
                 num_truncated=0,
                 num_dropped=0,
                 num_train_tokens=len(rows) * train.sequence_length,
@@ -169,6 +170,13 @@ class TracedJob(Job):
             ),
             has_template=True,
         )
+
+    def _held_out(self) -> Rows | None:
+        """One batch a rank. ZeRO-3 records the order of modules in the first pass, which is an evaluation's."""
+        spec = self.spec
+        if spec.data.eval_path is None and spec.data.eval_fraction == 0:
+            return None
+        return Rows(spec.micro_batch * spec.world_size, length=spec.train.sequence_length, packed=spec.train.packing)
 
     def load_model(self) -> Any:
         """The model with weights that have a shape and no data."""
@@ -201,7 +209,11 @@ class Marks(MemoryMeter):
         self._job = job
 
     def _begin(self, phase: Phase, step: int) -> None:
-        self._job.categorise()  # what the last phase has left is what it is now
+        # What the last phase has left is what it is now. Not from within the forward pass: ZeRO-3 takes whoever lists
+        # parameters there for a module that uses them all, and gathers the whole model for it ever after
+        # (parameter_offload.py ZeROOrderedDict).
+        if phase is not Phase.LOSS:
+            self._job.categorise()
         self._job.recorder.mark(phase, step)
         self._job.say(f"step {step} of {NUM_STEPS}, {phase.value}" if step else phase.value)
 
