@@ -10,16 +10,20 @@ import ctypes
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch._C._profiler import _EventType, _ProfilerEvent
 
 from launcher.planner.types import Phase
 
-MARK = "fitlaunch phase "
+PHASE = "fitlaunch phase "
+SETTLE = "fitlaunch settle"
+SETTLED = "fitlaunch settled"
 NUM_LARGEST = 40
 
 
@@ -45,12 +49,14 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beginning:
-    """A phase begins; step is the optimizer step that it belongs to."""
+class Mark:
+    """Something that the rank told the recorder. The change that follows is the mark's own tensor.
+
+    name: a phase with its optimizer step, or one of SETTLE and SETTLED.
+    """
 
     time_ns: int
-    phase: Phase
-    step: int
+    name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,10 +72,10 @@ class Blocks:
 class StretchMemory:
     """What was allocated from the beginning of one phase to that of the next.
 
-    late_bytes: what the threads of gloo freed only while the beginning was waited at: memory of collectives that were
-        over before the phase began. None of it is in the other numbers.
-    mapped_bytes: files mapped as tensors at the peak; they are part of it.
+    late_bytes: the most that the threads of gloo still held of a collective that was over, where they were waited for;
+        none of it is in the other numbers.
     freed_elsewhere_bytes: freed meanwhile by threads that the profiler does not follow, which are gloo's.
+    mapped_bytes: files mapped as tensors at the peak; they are part of it.
     largest: what the peak consisted of, the most first, as far as the profiler saw it. A block that gloo's threads
         freed stays in it until its address is used again.
     """
@@ -77,22 +83,18 @@ class StretchMemory:
     phase: Phase
     step: int
     begin_bytes: int
-    peak_bytes: int = 0
-    end_bytes: int = 0
+    peak_bytes: int
+    end_bytes: int
     late_bytes: int = 0
-    mapped_bytes: int = 0
     freed_elsewhere_bytes: int = 0
+    mapped_bytes: int = 0
     largest: list[Blocks] = field(default_factory=list)
 
 
 class CpuRecorder:
-    """Records one part of a job. The phases in it are told by begin().
+    """Records one part of a job. The phases in it are told by begin()."""
 
-    settle_s: how long to wait at the beginning of a phase for the threads of gloo to free what they still hold.
-    """
-
-    def __init__(self, *, settle_s: float = 0.0) -> None:
-        self._settle_s = settle_s
+    def __init__(self) -> None:
         self._profiler = torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
         )
@@ -100,17 +102,9 @@ class CpuRecorder:
 
     def begin(self, phase: Phase, step: int) -> None:
         """A phase begins."""
-        self._mark(phase, step)
-        if self._settle_s:
-            time.sleep(self._settle_s)
-            self._mark(phase, step)
+        _mark(f"{PHASE}{phase.value}/{step}")
 
-    def _mark(self, phase: Phase, step: int) -> None:
-        """The tensor makes an event that tells c10's count here."""
-        with torch.profiler.record_function(f"{MARK}{phase.value}/{step}"):
-            torch.empty(1, dtype=torch.uint8)
-
-    def finish(self) -> list[Change | Beginning]:
+    def finish(self) -> list[Change | Mark]:
         """Stop recording. What happened, in order of time."""
         self._profiler.stop()
         profiler: Any = self._profiler.profiler
@@ -118,15 +112,48 @@ class CpuRecorder:
         return sorted(_entries(events, ""), key=lambda entry: entry.time_ns)
 
 
-def _entries(events: Iterable[_ProfilerEvent], operation: str) -> Iterator[Change | Beginning]:
+def _mark(name: str) -> None:
+    """The tensor makes an event, which tells c10's count here."""
+    with torch.profiler.record_function(name):
+        torch.empty(1, dtype=torch.uint8)
+
+
+def settle(wait_s: float) -> None:
+    """Let the threads of gloo free what they still hold of collectives that are over."""
+    _mark(SETTLE)
+    time.sleep(wait_s)
+    _mark(SETTLED)
+
+
+@contextmanager
+def settling(wait_s: float) -> Iterator[None]:
+    """Settle after every collective that is waited for.
+
+    A thread of gloo frees a collective's tensors some time after it has told that the collective is over. How much of
+    that falls into what comes next depends on how busy the host is.
+    """
+    wait = dist.Work.wait
+
+    def wait_and_settle(work: dist.Work, *args: Any, **kwargs: Any) -> bool:
+        done = wait(work, *args, **kwargs)
+        settle(wait_s)
+        return done
+
+    dist.Work.wait = wait_and_settle  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        dist.Work.wait = wait  # type: ignore[method-assign]
+
+
+def _entries(events: Iterable[_ProfilerEvent], operation: str) -> Iterator[Change | Mark]:
     for event in events:
         if event.tag == _EventType.Allocation:
             if event.extra_fields.device.type == "cpu":  # type: ignore[union-attr]
                 yield _change(event, operation)
             continue
-        if event.name.startswith(MARK):
-            phase, _, step = event.name.removeprefix(MARK).rpartition("/")
-            yield Beginning(time_ns=event.start_time_ns, phase=Phase(phase), step=int(step))
+        if event.name.startswith(PHASE) or event.name in (SETTLE, SETTLED):
+            yield Mark(time_ns=event.start_time_ns, name=event.name)
         yield from _entries(event.children, event.name)
 
 
@@ -149,57 +176,78 @@ class Levels:
     def __init__(self) -> None:
         self._alive: dict[int, Change] = {}
         self._mapped: dict[int, int] = {}
+        self._counted_bytes: int | None = None
+        self._stretches: list[StretchMemory] = []
+        self._at_peak: tuple[Change, ...] = ()
+        self._unsettled_bytes: int | None = None
 
-    def follow(self, entries: Iterable[Change | Beginning]) -> list[StretchMemory]:
+    def follow(self, entries: Iterable[Change | Mark]) -> list[StretchMemory]:
         """The memory of each stretch of one recording. What comes before the first beginning of a phase is left out."""
-        stretches: list[StretchMemory] = []
-        begun: Beginning | None = None
-        counted: int | None = None
-        at_peak: tuple[Change, ...] = ()
+        self._counted_bytes, self._unsettled_bytes, self._stretches = None, None, []
+        mark: Mark | None = None
         for entry in entries:
-            if isinstance(entry, Beginning):
-                begun = entry
+            if isinstance(entry, Mark):
+                mark = entry
                 continue
-            before, counted = counted, self._take(entry, counted)
-            level = counted + self._mapped_bytes
-            if stretches and before is not None and entry.counted_bytes is not None:
-                stretches[-1].freed_elsewhere_bytes += before + entry.size_bytes - counted
-            if begun is not None:  # the mark's own tensor
-                late = 0
-                if stretches and (stretches[-1].phase, stretches[-1].step) == (begun.phase, begun.step):
-                    late = stretches.pop().begin_bytes - level
-                if stretches:
-                    stretches[-1].largest = stretches[-1].largest or _largest(at_peak)
-                stretches.append(StretchMemory(phase=begun.phase, step=begun.step, begin_bytes=level, late_bytes=late))
-                begun = None
-            if not stretches:
-                continue
-            stretch = stretches[-1]
-            stretch.end_bytes = level
-            if level > stretch.peak_bytes:
-                stretch.peak_bytes, stretch.mapped_bytes = level, self._mapped_bytes
-                at_peak = tuple(self._alive.values())
-        if stretches:
-            stretches[-1].largest = _largest(at_peak)
-        return stretches
+            elsewhere = self._take(entry)
+            if self._stretches:
+                self._stretches[-1].freed_elsewhere_bytes += elsewhere
+            if mark is not None:
+                self._pass(mark)
+                mark = None
+            if self._stretches:
+                self._note_level()
+        self._close_stretch()
+        return self._stretches
 
     @property
-    def _mapped_bytes(self) -> int:
-        return sum(self._mapped.values())
+    def _level(self) -> int:
+        return (self._counted_bytes or 0) + sum(self._mapped.values())
 
-    def _take(self, change: Change, counted: int | None) -> int:
-        """Note the block that came or went; c10's count after it."""
+    def _take(self, change: Change) -> int:
+        """Note a block that came or went. Returns the bytes that other threads freed since the change before."""
         if change.size_bytes > 0:
             self._alive[change.address] = change
         else:
             self._alive.pop(change.address, None)
-        if change.counted_bytes is not None:
-            return change.counted_bytes
-        if change.size_bytes > 0:
+        counted = change.counted_bytes
+        if counted is None and change.size_bytes > 0:
             self._mapped[change.address] = change.size_bytes
-        elif self._mapped.pop(change.address, None) is None:
-            return 0  # no mapped file: the last of the blocks that c10 counts has gone
-        return counted or 0
+            return 0
+        if counted is None and self._mapped.pop(change.address, None) is not None:
+            return 0
+        before, self._counted_bytes = self._counted_bytes, counted or 0
+        return 0 if before is None else before + change.size_bytes - self._counted_bytes
+
+    def _pass(self, mark: Mark) -> None:
+        """The level just after a mark."""
+        if mark.name == SETTLE:
+            self._unsettled_bytes = self._level
+        elif mark.name == SETTLED:
+            if self._stretches and self._unsettled_bytes is not None:
+                stretch = self._stretches[-1]
+                stretch.late_bytes = max(stretch.late_bytes, self._unsettled_bytes - self._level)
+            self._unsettled_bytes = None
+        else:
+            self._close_stretch()
+            phase, _, step = mark.name.removeprefix(PHASE).rpartition("/")
+            self._stretches.append(
+                StretchMemory(
+                    phase=Phase(phase), step=int(step), begin_bytes=self._level, peak_bytes=0, end_bytes=self._level
+                )
+            )
+
+    def _note_level(self) -> None:
+        """The stretch's peak, unless gloo is being waited for."""
+        stretch, level = self._stretches[-1], self._level
+        stretch.end_bytes = level
+        if self._unsettled_bytes is None and level > stretch.peak_bytes:
+            stretch.peak_bytes, stretch.mapped_bytes = level, sum(self._mapped.values())
+            self._at_peak = tuple(self._alive.values())
+
+    def _close_stretch(self) -> None:
+        if self._stretches:
+            self._stretches[-1].largest = _largest(self._at_peak)
 
 
 def _largest(alive: Iterable[Change]) -> list[Blocks]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import resource
 import socket
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from jobs.cpu_memory import CpuRecorder, Levels, StretchMemory, count_allocations
+from jobs.cpu_memory import CpuRecorder, Levels, StretchMemory, count_allocations, settle, settling
 from launcher.planner.types import Phase
 from launcher.runs.records import RankMeasurement, write_record
 from launcher.units import KIB
@@ -21,8 +22,9 @@ from launcher.units import KIB
 STEP_PHASES = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER)
 # The first makes the optimizer's states, DDP rebuilds its buckets in the second, the third is like all that follow.
 NUM_RECORDED_STEPS = 3
-# Ample for a thread of gloo, which only has to be given a core.
-SETTLE_S = 0.05
+# A thread of gloo only has to be given a core. A step may have hundreds of collectives, and few phases.
+SETTLE_COLLECTIVE_S = 0.004
+SETTLE_PHASE_S = 0.05
 
 
 class MemoryMeter(ABC):
@@ -98,12 +100,18 @@ class CudaMeter(MemoryMeter):
 
 
 class CpuMeter(MemoryMeter):
-    """Records loading, wrapping and the first steps; the whole job where `everything` is asked for."""
+    """Records loading, wrapping and the first steps.
+
+    everything: record the whole job, and let gloo free what it holds before going on after a collective.
+    """
 
     def __init__(self, *, everything: bool = False) -> None:
         super().__init__()
         count_allocations()
         self.everything = everything
+        self._settling = ExitStack()
+        if everything:
+            self._settling.enter_context(settling(SETTLE_COLLECTIVE_S))
         self._recorder: CpuRecorder | None = None
         self._levels = Levels()
         self._num_tokens: dict[int, int] = {}
@@ -113,8 +121,10 @@ class CpuMeter(MemoryMeter):
         if not self._is_recorded(phase, step):
             self._finish()
             return
+        if self.everything and self._recorder is not None:
+            settle(SETTLE_PHASE_S)
         if self._recorder is None:
-            self._recorder = CpuRecorder(settle_s=SETTLE_S if self.everything else 0.0)
+            self._recorder = CpuRecorder()
         self._recorder.begin(phase, step)
 
     def _is_recorded(self, phase: Phase, step: int) -> bool:
@@ -138,6 +148,7 @@ class CpuMeter(MemoryMeter):
     def measurement(self, rank: int) -> RankMeasurement:
         """All peaks, in bytes; the tokens are those of the step that needed the most."""
         self._finish()
+        self._settling.close()
         steps = [stretch for stretch in self.stretches if stretch.phase in STEP_PHASES]
         most = max(steps, key=lambda stretch: stretch.peak_bytes, default=None)
         return self._measurement(

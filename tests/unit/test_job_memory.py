@@ -8,9 +8,21 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+import torch.distributed
 from safetensors.torch import load_file, save_file
 
-from jobs.cpu_memory import Blocks, CpuRecorder, Levels, StretchMemory, count_allocations
+from jobs.cpu_memory import (
+    SETTLE,
+    SETTLED,
+    Blocks,
+    CpuRecorder,
+    Levels,
+    Mark,
+    StretchMemory,
+    count_allocations,
+    settle,
+    settling,
+)
 from jobs.memory import NUM_RECORDED_STEPS, CpuMeter, peak_rss_bytes, write_detailed
 from launcher.planner.types import Phase
 from launcher.units import MIB
@@ -141,16 +153,33 @@ def test_a_job_without_a_step_has_no_tokens() -> None:
 def test_what_is_freed_late_belongs_to_no_phase() -> None:
     count_allocations()
     box = [zeros(4)]
-    recorder = CpuRecorder(settle_s=0.5)
+    recorder = CpuRecorder()
     recorder.begin(Phase.BACKWARD, 1)
     timer = threading.Timer(0.1, box.clear)
     timer.start()
-    recorder.begin(Phase.OPTIMIZER, 1)
+    settle(1.0)
     kept = zeros(1)
-    backward, optimizer = Levels().follow(recorder.finish())
-    assert (backward.late_bytes, optimizer.late_bytes) == (0, 4 * MIB)
-    assert optimizer.begin_bytes == backward.begin_bytes - 4 * MIB
-    assert optimizer.peak_bytes == optimizer.begin_bytes + MIB - MARK_BYTES
-    assert backward.freed_elsewhere_bytes == optimizer.freed_elsewhere_bytes == 0
-    assert [blocks.size_bytes for blocks in optimizer.largest if blocks.size_bytes >= MIB] == [MIB]
+    backward = only(Levels().follow(recorder.finish()))
+    assert backward.late_bytes == backward.freed_elsewhere_bytes == 4 * MIB
+    assert backward.peak_bytes == backward.begin_bytes
+    assert backward.end_bytes == backward.begin_bytes - 3 * MIB - MARK_BYTES
     del kept
+
+
+def test_a_collective_is_settled_when_it_is_over(tmp_path: Path) -> None:
+    count_allocations()
+    tensor = zeros(1)
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        recorder = CpuRecorder()
+        recorder.begin(Phase.BACKWARD, 1)
+        with settling(0.001):
+            torch.distributed.all_reduce(tensor)
+            work = torch.distributed.all_reduce(tensor, async_op=True)
+            work.wait()
+        torch.distributed.all_reduce(tensor)
+        marks = [entry.name for entry in recorder.finish() if isinstance(entry, Mark)]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert marks == ["fitlaunch phase backward/1", *[SETTLE, SETTLED] * 2]
