@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.tracing.session import record, set_environment
-from launcher.planner.tracing import events
+from launcher.planner.tracing.events import write
 from launcher.spec import read_job
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -45,7 +45,7 @@ def trace(request: Request) -> int:
     try:
         spec = read_job(request.job)
         set_environment(spec, request.rank)
-        events.write(record(spec, request.rank, say), request.out)
+        write(record(spec, request.rank, say), request.out)
     except BaseException:  # noqa: BLE001 - the process ends here either way
         traceback.print_exc()
         return 1

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from launcher.planner.tracing.failure import TraceFailed
 
 TIMEOUT_S = 1800.0
 PERIOD_S = 0.5
+LAST_BREATH_S = 10.0  # between closing its stdout and ending
 ERROR_LINES = 12
 # One rank that computes nothing: more threads would only be started and stopped.
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -26,12 +27,21 @@ Progress = Callable[[str], None]
 def run_child(
     job: Path, out: Path, rank: int, *, environ: Mapping[str, str], progress: Progress, timeout_s: float = TIMEOUT_S
 ) -> None:
-    """Trace a rank into `out`. Raises TraceFailed with what the process said last; a KeyboardInterrupt ends it."""
+    """Trace a rank into `out`. Raises TraceFailed with what the process said last."""
     argv = (sys.executable, "-m", "jobs.trace", str(job), str(out), "--rank", str(rank), "--parent", str(os.getpid()))
-    errors = out.with_suffix(".stderr")
+    supervise(argv, errors=out.with_suffix(".stderr"), environ=environ, progress=progress, timeout_s=timeout_s)
+
+
+def supervise(
+    argv: Sequence[str], *, errors: Path, environ: Mapping[str, str], progress: Progress, timeout_s: float
+) -> None:
+    """Run a command to its end, its stderr kept in `errors`, its whole session killed whatever interrupts us.
+
+    Raises TraceFailed where it does not end well or in time.
+    """
     with errors.open("wb") as stderr:
         child = subprocess.Popen(
-            argv,
+            tuple(argv),
             env={**environ, **THREADS, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -40,7 +50,7 @@ def run_child(
         )
         try:
             listen(child, progress, timeout_s)
-            code = child.wait(timeout=PERIOD_S * 20)
+            code = child.wait(timeout=LAST_BREATH_S)
         except subprocess.TimeoutExpired:
             raise TraceFailed(f"the tracer was not done after {timeout_s:.0f} s") from None
         finally:

@@ -27,7 +27,6 @@ CODE = (
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "liger-kernel", "safetensors")
 # Of a job's training: what decides how long it takes and what it learns, not what it holds.
 NO_MATTER = (
-    "data_seed",
     "epochs",
     "eval_every_steps",
     "global_batch",
