@@ -33,12 +33,20 @@ from jobs.trainer import NUM_TOKENS, ROW, JobTrainer
 from launcher.planner.types import Phase, TermKind
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import RankMeasurement
-from launcher.spec import JobSpec, TrackerKind, TrackerSpec
+from launcher.spec import JobSpec, ShardKind, TrackerKind, TrackerSpec
 
 # One step makes the optimizer's states and the libraries' buffers, the next has them from its beginning.
 NUM_STEPS = 2
+# ZeRO-3 prefetches by an order that it records in one backward pass after it has found the evaluation's to be no
+# training step's (partitioned_param_coordinator.py trace_prologue, reset_step).
+NUM_STEPS_ZERO3 = 3
 # Gradients of an earlier micro batch are alive in every later one alike.
 MOST_MICRO_BATCHES = 2
+
+
+def num_steps(spec: JobSpec) -> int:
+    """Optimizer steps until one is like all that follow, and that one."""
+    return NUM_STEPS_ZERO3 if spec.shard.kind is ShardKind.ZERO3 else NUM_STEPS
 
 
 def traced_spec(spec: JobSpec) -> JobSpec:
@@ -46,7 +54,7 @@ def traced_spec(spec: JobSpec) -> JobSpec:
     micro_batches = min(spec.gradient_accumulation, MOST_MICRO_BATCHES)
     train = dataclasses.replace(
         spec.train,
-        max_steps=NUM_STEPS,
+        max_steps=num_steps(spec),
         global_batch=spec.micro_batch * spec.world_size * micro_batches,
         eval_every_steps=None,
         save_every_steps=None,
@@ -152,7 +160,7 @@ class TracedJob(Job):
     def load_data(self) -> None:
         """Rows of the full sequence length, enough for every step of every rank."""
         train = self.spec.train
-        rows = Rows(train.global_batch * NUM_STEPS, length=train.sequence_length, packed=train.packing)
+        rows = Rows(train.global_batch * num_steps(self.spec), length=train.sequence_length, packed=train.packing)
         held_out = self._held_out()
         self.tokenizer = None
         flatten = train.packing and train.attention.value == "flash_attention_2"
@@ -215,7 +223,7 @@ class Marks(MemoryMeter):
         if phase is not Phase.LOSS:
             self._job.categorise()
         self._job.recorder.mark(phase, step)
-        self._job.say(f"step {step} of {NUM_STEPS}, {phase.value}" if step else phase.value)
+        self._job.say(f"step {step} of {num_steps(self._job.spec)}, {phase.value}" if step else phase.value)
 
     def measurement(self, rank: int) -> RankMeasurement:
         """Never asked for: a traced job keeps no records."""

@@ -60,7 +60,7 @@ def record(spec: JobSpec, rank: int, say: Callable[[str], None] = lambda _text: 
         zero,
     )
     from jobs.tracing.categories import category_of
-    from jobs.tracing.job import NUM_STEPS, TracedJob
+    from jobs.tracing.job import TracedJob, num_steps
     from jobs.tracing.recorder import Recorder
     from jobs.tracing.target import Target
     from jobs.versions import installed_versions
@@ -98,7 +98,7 @@ def record(spec: JobSpec, rank: int, say: Callable[[str], None] = lambda _text: 
         device=target.device_type,
         rank=rank,
         world_size=spec.world_size,
-        num_steps=NUM_STEPS,
+        num_steps=num_steps(spec),
         labels=labels,
         marks=tuple(recorder.marks),
         events=events,

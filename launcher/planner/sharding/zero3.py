@@ -210,9 +210,13 @@ def most_live_numel(work: Workload) -> int:
 
     Each module's hook prefetches a bucket more, whatever is in flight already, and modules without parameters do so
     too: the prefetcher runs ahead until max_live_parameters are gathered, or the whole model is (fetch_sub_module).
+    The parameter with which it comes to the limit is fetched whole; the last of all is the embedding.
     """
-    assert work.spec.shard.max_live_parameters is not None
-    return min(released_bytes(work)[0], work.spec.shard.max_live_parameters)
+    limit, whole = work.spec.shard.max_live_parameters, released_bytes(work)[0]
+    assert limit is not None
+    root = max(stored(work, p)[0] for p in work.inventory.root.parameters)
+    block = max(stored(work, p)[0] for p in work.inventory.largest_block.parameters)
+    return whole if whole - root < limit else min(whole, limit + block)
 
 
 def _live(work: Workload) -> tuple[Term, ...]:
