@@ -217,7 +217,8 @@ def usual(console: Console) -> None:
         found = [estimate(usual_job(model, length, *changes)) for length in USUAL_LENGTHS]
         spec = found[0].spec
         card = dataclasses.replace(spec.device, name=f"{said} GB", memory_bytes=said * GB)
-        longest = longest_sequence(Estimator(model_shape(spec.model.config)), dataclasses.replace(spec, device=card))
+        on_card = estimate(dataclasses.replace(spec, device=card))
+        longest = longest_sequence(Estimator(on_card.work.shape), on_card) if on_card.fits else None
         needs = (f"{one.need.process_bytes / GB:.1f}" for one in found)
         table.add_row(name, str(said), *needs, f"{longest:,} tokens" if longest else "nothing")
         reasons.append(f"{name}: {_usual_reason(found[0], found[-1], said, changes)}")

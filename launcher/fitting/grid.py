@@ -11,7 +11,7 @@ from launcher.fitting.largest import largest_micro_batch, longest_sequence
 from launcher.fitting.types import Refusal, Row
 from launcher.fitting.words import Question
 from launcher.planner.cards import GPUS_PER_NODE, smallest_card
-from launcher.planner.estimate import Estimate, Estimator
+from launcher.planner.estimate import Estimate, Estimator, micro_batches
 from launcher.planner.host import host_ram_bytes_per_node
 from launcher.planner.timing import step_time
 from launcher.planner.types import Verdict
@@ -135,10 +135,16 @@ class Grid:
         least = self.estimator.estimate(spec.with_micro_batch(spec.train.micro_batch or 1))
         return Found(cell=cell, overrides=overrides, spec=spec, least=least)
 
+    def _with_its_micro_batch(self, found: Found) -> Estimate:
+        """The estimate with the micro batch that a plan takes: the least is tried already."""
+        if found.spec.train.micro_batch is not None or not found.least.fits:
+            return found.least
+        return self.estimator.largest(found.spec, micro_batches(found.spec)[1:]) or found.least
+
     def _row(self, found: Found) -> Row:
         spec, least = found.spec, found.least
-        best = self.estimator.best(spec)
         has_card, fits = spec.device.memory_bytes is not None, least.fits
+        best = self._with_its_micro_batch(found)
         seconds = step_time(best.work).seconds_per_token * spec.world_size if fits else None
         return Row(
             method=found.cell.method,
@@ -152,8 +158,8 @@ class Grid:
             host_ram_bytes_per_node=host_ram_bytes_per_node(best.work, best.need.process_bytes),
             verdict=least.verdict,
             micro_batch=best.spec.micro_batch,
-            largest_micro_batch=largest_micro_batch(self.estimator, spec) if fits else None,
-            longest_sequence=longest_sequence(self.estimator, spec) if fits else None,
+            largest_micro_batch=largest_micro_batch(self.estimator, least) if fits else None,
+            longest_sequence=longest_sequence(self.estimator, least) if fits else None,
             time_ratio=seconds,
             smallest_card=None if has_card else smallest_card(self.estimator, best.spec, self.cards),
         )

@@ -14,16 +14,18 @@ SEQUENCE_STEP = 64
 
 
 def largest_within(need: Callable[[int], int], limit: int, least: int, most: int) -> int | None:
-    """The largest number from `least` to `most` whose need stays within a limit; None when that of `least` does not.
+    """The largest number from `least` to `most` whose need stays within a limit; None when that of `least` does not."""
+    at_least = need(least)
+    return None if at_least > limit else largest_from(need, limit, least, at_least, most)
+
+
+def largest_from(need: Callable[[int], int], limit: int, low: int, at_low: int, most: int) -> int:
+    """The largest number up to `most` whose need stays within a limit, that of `low` being known to.
 
     A need grows with its number, nearly in a straight line, so the next guess lies on the line between the bounds;
     every other guess is their middle, for needs that bend.
     """
-    low, high = least, most
-    at_low = need(low)
-    if at_low > limit:
-        return None
-    at_high = need(high)
+    high, at_high = most, need(most)
     if at_high <= limit:
         return most
     straight = True
@@ -39,9 +41,10 @@ def largest_within(need: Callable[[int], int], limit: int, least: int, most: int
     return low
 
 
-def largest_micro_batch(estimator: Estimator, spec: JobSpec) -> int | None:
-    """The biggest micro batch that fits a job's card, whatever the global batch, which grows where it has to."""
-    return _largest(estimator, spec, lambda size: with_room_for(spec, size), 1, MOST_SEQUENCES)
+def largest_micro_batch(estimator: Estimator, fitting: Estimate) -> int:
+    """The biggest micro batch with which a job that fits still does; its global batch grows where it has to."""
+    spec = fitting.spec
+    return _largest(estimator, fitting, lambda size: with_room_for(spec, size), spec.micro_batch, MOST_SEQUENCES)
 
 
 def with_room_for(spec: JobSpec, micro_batch: int) -> JobSpec:
@@ -51,31 +54,28 @@ def with_room_for(spec: JobSpec, micro_batch: int) -> JobSpec:
     return dataclasses.replace(spec, train=train)
 
 
-def longest_sequence(estimator: Estimator, spec: JobSpec) -> int | None:
-    """The longest sequence that fits, in steps of 64 tokens, up to what the model was made for; the micro batch is the
-    one asked for, or 1."""
+def longest_sequence(estimator: Estimator, fitting: Estimate) -> int:
+    """The longest sequence with which a job that fits still does: the one it has, or one in steps of 64 tokens, up to
+    what the model was made for."""
+    spec = fitting.spec
+    asked, most = spec.train.sequence_length, estimator.shape.max_position_embeddings // SEQUENCE_STEP
+    if asked > most * SEQUENCE_STEP:
+        return asked
 
     def of_length(steps: int) -> JobSpec:
-        length = steps * SEQUENCE_STEP
-        train = dataclasses.replace(spec.train, sequence_length=length, micro_batch=spec.train.micro_batch or 1)
-        return dataclasses.replace(spec, train=train)
+        length = max(steps * SEQUENCE_STEP, asked)
+        return dataclasses.replace(spec, train=dataclasses.replace(spec.train, sequence_length=length))
 
-    most = estimator.shape.max_position_embeddings // SEQUENCE_STEP
-    steps = _largest(estimator, spec, of_length, 1, most) if most else None
-    return None if steps is None else steps * SEQUENCE_STEP
+    steps = _largest(estimator, fitting, of_length, asked // SEQUENCE_STEP, most)
+    return max(steps * SEQUENCE_STEP, asked)
 
 
-def _largest(
-    estimator: Estimator, spec: JobSpec, changed: Callable[[int], JobSpec], least: int, most: int
-) -> int | None:
-    capacity_bytes = spec.device.memory_bytes
+def _largest(estimator: Estimator, fitting: Estimate, changed: Callable[[int], JobSpec], least: int, most: int) -> int:
+    """The largest number whose job fits; that of `least` is the job that is known to."""
+    capacity_bytes = fitting.spec.device.memory_bytes
     assert capacity_bytes is not None, "no card is named"
-    tried: dict[int, Estimate] = {}
 
     def need(number: int) -> int:
-        tried[number] = estimator.estimate(changed(number))
-        return tried[number].need.high_bytes
+        return estimator.estimate(changed(number)).need.high_bytes
 
-    found = largest_within(need, capacity_bytes, least, most)
-    assert found is None or tried[found].fits
-    return found
+    return largest_from(need, capacity_bytes, least, fitting.need.high_bytes, max(least, most))
