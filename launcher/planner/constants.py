@@ -38,6 +38,7 @@ class Key(StrEnum):
     NCCL_COMMUNICATORS = "nccl_communicators_bytes"
     CUDA_HOST = "cuda_host_bytes"
     DATA_WORKER = "data_worker_bytes"
+    GPU_RANK = "gpu_rank_process_bytes"
     CPU_PROCESS = "cpu_process_bytes"
     CPU_SLACK = "percent_cpu_slack"
 

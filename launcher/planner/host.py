@@ -58,7 +58,7 @@ def _term(
 
 def _processes(work: Workload) -> tuple[HostTerm, ...]:
     ranks, device = work.spec.gpus_per_node, work.spec.device
-    process = work.constants.get(Key.CPU_PROCESS, device, shard=work.spec.shard.kind)
+    process = work.constants.get(Key.GPU_RANK, device, shard=work.spec.shard.kind)
     cuda = work.constants.get(Key.CUDA_HOST, device)
     return (
         *_term("processes", ranks * process.amount, WHOLE_RUN, f"{ranks} ranks", process.provenance),

@@ -74,7 +74,7 @@ def test_processes_and_workers() -> None:
     )
     by_name = {term.name: term for term in host.host_terms(with_workers, 0)}
     constants, device = found.constants, found.spec.device
-    assert by_name["processes"].size_bytes == 4 * constants.get(Key.CPU_PROCESS, device).amount
+    assert by_name["processes"].size_bytes == 4 * constants.get(Key.GPU_RANK, device).amount
     assert by_name["CUDA libraries"].size_bytes == 4 * constants.get(Key.CUDA_HOST, device).amount
     assert by_name["data workers"].size_bytes == 8 * 11 * MIB
     assert HostMoment.LOADING not in by_name["data workers"].moments
