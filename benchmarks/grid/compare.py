@@ -45,9 +45,9 @@ def compare(case: Case, found: Summary, rank: int) -> Compared:
 
 
 def persistent_bytes(plan: RankPlan) -> int:
-    """What stands in every phase from the first step on."""
+    """What stands in every phase from the first step on. cuBLAS' workspace is the driver's, and in no trace."""
     return sum(
         term.size_bytes
         for term in plan.terms
-        if term.kind is not TermKind.OUTSIDE and all(phase in term.phases for phase in LASTING)
+        if term.kind not in (TermKind.OUTSIDE, TermKind.WORKSPACES) and all(phase in term.phases for phase in LASTING)
     )

@@ -17,6 +17,7 @@ from launcher.planner.inventory import Block, Held, State
 from launcher.planner.moments import Part
 from launcher.planner.recompute import keeps_inputs
 from launcher.planner.workload import Workload
+from launcher.spec import MethodKind
 
 FP32 = 4
 INDEX_BYTES = 8
@@ -151,7 +152,7 @@ def _mlp_working(work: Workload, block: Block) -> int:
     down = [p for p in block.parameters if ".down_proj" in p.name]
     kept = any(p.state.is_trained for p in down)
     gradients = (2 if kept else 3) * width
-    if work.autocasts_weights and any(p.state is State.ADAPTER for p in down):
+    if casts_adapter_inputs(work) and any(p.state is State.ADAPTER for p in down):
         gradients = max(gradients, 2 * width + FP32)
     return _mlp_width(work, block) * gradients
 
@@ -187,13 +188,13 @@ def adapted_modules(block: Block) -> dict[str, Held]:
 def adapter_bytes(work: Workload, adapted: dict[str, Held]) -> int:
     """LoRA's extra saved inputs: for A its input, for B the output of A.
 
-    Adapters in fp32 under autocast cast the input first, so each keeps a copy of its own in the compute dtype; without
-    autocast the copy is in their own dtype. Adapters in the dtype of their input keep the input itself, which the
-    layers of one group share. With dropout each keeps its own dropped-out copy and the mask (peft 0.21
-    tuners/lora/layer.py Linear.forward).
+    Adapters in fp32 under autocast cast the input first, so each keeps a copy of its own in the compute dtype; those of
+    a quantised layer leave that to autocast, which has nothing to cast. Without autocast the copy is in their own
+    dtype. Adapters in the dtype of their input keep the input itself, which the layers of one group share. With dropout
+    each keeps its own dropped-out copy and the mask (peft 0.21 tuners/lora/layer.py Linear.forward, bnb.py).
     """
     width = work.adapter_input_bytes
-    own_copy = work.autocasts_weights or width != work.compute_bytes or bool(work.spec.method.dropout)
+    own_copy = casts_adapter_inputs(work) or width != work.compute_bytes or bool(work.spec.method.dropout)
     mask = _dropout_mask_bytes(work) if work.spec.method.dropout else 0
     shared: set[str] = set()
     total = 0
@@ -208,6 +209,11 @@ def adapter_bytes(work: Workload, adapted: dict[str, Held]) -> int:
             total += repeats * num_inputs * width
         shared.add(group)
     return total
+
+
+def casts_adapter_inputs(work: Workload) -> bool:
+    """Whether each adapter casts its input to fp32 before autocast casts it back."""
+    return work.autocasts_weights and work.spec.method.kind is not MethodKind.QLORA
 
 
 def _dropout_mask_bytes(work: Workload) -> int:

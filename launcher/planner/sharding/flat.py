@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from launcher.models import Role
 from launcher.planner.inventory import Held, Inventory
@@ -59,6 +59,19 @@ def touched_numel(inventory: Inventory, world_size: int, rank: int) -> int:
         return 0
     first, last = bisect_right(found, begin), bisect_left(found, end)
     return found[last] - (found[first - 1] if first else 0)
+
+
+@lru_cache(maxsize=256)
+def largest_slice_numel(inventory: Inventory, world_size: int, rank: int) -> int:
+    """Elements of the largest piece of one matrix in a rank's partition."""
+    found = ends(inventory)
+    if not found:
+        return 0
+    size = partition_numel(found[-1], world_size)
+    begin, end = rank * size, min((rank + 1) * size, found[-1])
+    first, last = bisect_right(found, begin), bisect_left(found, end)
+    edges = [begin, *found[first:last], end]
+    return max((after - before for before, after in pairwise(edges)), default=0)
 
 
 @lru_cache(maxsize=64)

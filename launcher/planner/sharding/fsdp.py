@@ -291,7 +291,7 @@ def groups(work: Workload) -> Groups:
 
 def _gathered(work: Workload) -> tuple[Term, ...]:
     """In the forward pass a block's copies and the flat buffer that they were made from, which is kept for the overlap
-    with the next; in evaluation the tail's too, when nothing else is large."""
+    with the next; at its end, and in evaluation, the tail's, which the final norm asks for."""
     found = groups(work)
     reshards = bool(work.spec.shard.reshard_after_forward)
     twice = 1 + found.flat_factor
@@ -299,23 +299,13 @@ def _gathered(work: Workload) -> tuple[Term, ...]:
     blocks = found.block * twice if reshards else found.every_block + found.block * found.flat_factor + found.embedding
     at_end = found.tail * twice + (0 if reshards else found.every_block + found.embedding)
     formula = f"{found.block:,} B of a block x {twice}" if reshards else f"all blocks, {found.every_block:,} B"
-    return (
-        *term(
-            "parameters, gathered",
-            TermKind.SHARDING_BUFFERS,
-            blocks + tied_tail,
-            (Phase.FORWARD,),
-            formula=f"{formula} + a tied tail of {tied_tail:,} B",
-            source=COLLECTIVES,
-        ),
-        *term(
-            "parameters, gathered in evaluation",
-            TermKind.SHARDING_BUFFERS,
-            max(at_end, blocks + tied_tail),
-            (Phase.EVALUATION,),
-            formula=f"the larger of {formula} and the tail's {found.tail:,} B x {twice}",
-            source=COLLECTIVES,
-        ),
+    return term(
+        "parameters, gathered",
+        TermKind.SHARDING_BUFFERS,
+        max(at_end, blocks + tied_tail),
+        (Phase.FORWARD, Phase.EVALUATION),
+        formula=f"the larger of {formula} + a tied tail of {tied_tail:,} B and the tail's {found.tail:,} B x {twice}",
+        source=f"{GROUPS}; {COLLECTIVES}",
     )
 
 

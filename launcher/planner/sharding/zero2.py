@@ -23,6 +23,7 @@ from launcher.planner.workload import Workload
 from launcher.spec import Offload
 
 SOURCE = "deepspeed 0.19.8 runtime/zero/stage_1_and_2.py"
+NORM_BYTES = 8  # deepspeed 0.19.8 runtime/utils.py get_norm_dtype: fp64
 
 
 def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
@@ -53,7 +54,7 @@ def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     on_device = (*whole_weights(work), *_flattening(work))
     if is_offloaded(work):
         return (*on_device, *_offload_buffer(work))
-    return (*on_device, *_master(work), *_optimizer_states(work), *_averaged(work, rank), *_step(work))
+    return (*on_device, *_master(work), *_optimizer_states(work), *_averaged(work, rank), *_step(work, rank))
 
 
 def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
@@ -205,17 +206,19 @@ def _has_room(work: Workload, flat_bytes: int) -> bool:
     return capacity - weights >= flat_bytes
 
 
-def _step(work: Workload) -> tuple[Term, ...]:
-    """The step flattens the averaged gradients and casts the flat copy to fp32; both stand beside the originals."""
+def _step(work: Workload, rank: int) -> tuple[Term, ...]:
+    """The norm is taken of one gradient at a time in fp64; then the step flattens the averaged gradients and casts the
+    flat copy to fp32. All stand beside the originals."""
     numel, width = partition_numel(work), work.gradient_bytes
-    size = numel * (width + (work.stepped_dtype.num_bytes if width != work.stepped_dtype.num_bytes else 0))
+    rate = width + (work.stepped_dtype.num_bytes if width != work.stepped_dtype.num_bytes else 0)
+    piece = flat.largest_slice_numel(work.inventory, work.world_size, rank)
     return term(
-        "gradients, flat and fp32",
+        "gradients, for their norm or flat and fp32",
         TermKind.GRADIENTS,
-        size,
+        max(numel * rate, piece * NORM_BYTES),
         (Phase.OPTIMIZER,),
-        formula=f"{numel:,} elements x {size // max(numel, 1)} B",
-        source=f"{SOURCE} step",
+        formula=f"the larger of {numel:,} elements x {rate} B and {piece:,} of the largest gradient x {NORM_BYTES} B",
+        source=f"{SOURCE} get_grad_norm_direct, step",
     )
 
 
