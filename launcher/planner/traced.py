@@ -1,6 +1,7 @@
 """A plan by trace: the closed form's plan with what was traced in place of what was computed.
 
-Taken from the closed form is what no trace sees: context, NCCL, host RAM, files, and the phases that were not traced.
+Taken from the closed form is what no trace sees: context, NCCL, cuBLAS' workspace, host RAM, files, and the phases that
+were not traced.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ TRACED_INTERVAL_PERCENT = 5
 # A job that could not be traced is not the kind of job that the closed form was compared with.
 WIDENED = 2
 
+# Taken from torch's allocator by a library's handle, with no tensor to show for it.
+UNSEEN = ("cuBLAS workspace",)
+
 Summarise = Callable[[JobSpec, int], Summary]
 """The summary of a rank's trace; raises TraceFailed."""
 
@@ -37,7 +41,7 @@ def traced_plan(plan: MemoryPlan, summarise: Summarise) -> MemoryPlan:
         key=lambda pair: pair[0].allocated_bytes + pair[0].outside_bytes,
     )
     need = _need(plan, worst, summary)
-    capacity = max(summary.least_capacity_bytes, worst.allocated_bytes)
+    capacity = max(summary.least_capacity_bytes + _unseen_bytes(worst), worst.allocated_bytes)
     return dataclasses.replace(
         plan,
         instrument=INSTRUMENT,
@@ -78,22 +82,27 @@ def _traced_terms(summary: Summary) -> Iterator[Term]:
 
 def _computed_terms(rank: RankPlan, untraced: tuple[Phase, ...]) -> Iterator[Term]:
     for term in rank.terms:
-        if term.kind is TermKind.OUTSIDE:
+        if term.kind is TermKind.OUTSIDE or term.name in UNSEEN:
             yield term
         elif phases := tuple(phase for phase in term.phases if phase in untraced):
             yield dataclasses.replace(term, phases=phases)
+
+
+def _unseen_bytes(rank: RankPlan) -> int:
+    return sum(term.size_bytes for term in rank.terms if term.name in UNSEEN)
 
 
 def _need(plan: MemoryPlan, worst: RankPlan, summary: Summary) -> Need:
     """What the worst rank's process takes. On CPU glibc keeps as much as the closed form says."""
     allocated, outside = worst.allocated_bytes, worst.outside_bytes
     if plan.spec.device.kind == "cuda":
-        reserved = max(summary.reserved_bytes, allocated)
+        reserved = max(summary.reserved_bytes + _unseen_bytes(worst), allocated)
     else:
         reserved = allocated * plan.reserved_bytes // plan.allocated_bytes
     return Need(
         reserved_bytes=reserved,
         process_bytes=reserved + outside,
+        least_bytes=max(summary.least_capacity_bytes, allocated) + outside,
         low_bytes=allocated * (100 - TRACED_INTERVAL_PERCENT) // 100 + outside,
         high_bytes=reserved * (100 + TRACED_INTERVAL_PERCENT) // 100 + outside,
     )
@@ -106,6 +115,7 @@ def untraced_plan(plan: MemoryPlan) -> MemoryPlan:
     need = Need(
         reserved_bytes=plan.reserved_bytes,
         process_bytes=plan.process_bytes,
+        least_bytes=plan.least_capacity_bytes,
         low_bytes=max(0, low),
         high_bytes=high,
     )
