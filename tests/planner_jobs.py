@@ -13,7 +13,7 @@ from launcher.paths import conf_dir
 from launcher.planner.estimate import Estimate, Estimator
 from launcher.planner.types import RankPlan, Term
 from launcher.precision import COMPUTE
-from launcher.shards import shard_defaults
+from launcher.shards import shard_defaults, storage_dtype
 from launcher.spec import (
     ActivationCheckpointing,
     Attention,
@@ -88,6 +88,7 @@ def job(
     targets: tuple[str, ...] = ("all-linear",),
     dropout: float = 0.0,
     double_quant: bool = True,
+    quant_type: str = "nf4",
     precision: str = "bf16_mixed",
     global_batch: int = 16,
     micro_batch: int | None = 1,
@@ -115,7 +116,9 @@ def job(
             path=".",
             config=config,
         ),
-        method=_method(MethodKind(method), rank, targets, dropout, double_quant, compute, shard_kind),
+        method=_method(
+            MethodKind(method), rank, targets, dropout, double_quant, QuantType(quant_type), compute, shard_kind
+        ),
         shard=dataclasses.replace(defaults, offload=Offload(offload), **(knobs or {})),
         data=DataSpec(name="stdlib", path=None, eval_path=None, eval_fraction=0.1, max_samples=None),
         train=TrainSpec(
@@ -157,6 +160,7 @@ def _method(
     targets: tuple[str, ...],
     dropout: float,
     double_quant: bool,
+    quant_type: QuantType,
     compute: Dtype,
     shard: ShardKind,
 ) -> MethodSpec:
@@ -167,10 +171,10 @@ def _method(
         return lora
     return dataclasses.replace(
         lora,
-        quant_type=QuantType.NF4,
-        double_quant=double_quant,
+        quant_type=quant_type,
+        double_quant=double_quant and quant_type is not QuantType.INT8,
         compute_dtype=compute,
-        storage_dtype=compute if shard is ShardKind.FSDP else Dtype.UINT8,
+        storage_dtype=storage_dtype(quant_type, shard, compute),
     )
 
 

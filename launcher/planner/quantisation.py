@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from launcher.planner.inventory import State
 from launcher.planner.workload import Workload
-from launcher.spec import QuantType
+from launcher.spec import Precision, QuantType
 from launcher.units import ceil_div
 
 BLOCK_SIZE = 64
@@ -19,11 +19,28 @@ CODE_BYTES = 16 * 4
 NESTED_CODE_BYTES = 256 * 4
 OFFSET_BYTES = 4
 SCALE_BYTES = 4
+FP16, INT32 = 2, 4
 
 
 def is_8bit(work: Workload) -> bool:
     """Whether the base is LLM.int8()'s."""
     return work.spec.method.quant_type is QuantType.INT8
+
+
+def product_bytes_per_token(work: Workload) -> int:
+    """What an 8-bit layer's forward pass on CUDA needs besides its input and result, at the larger of two points; the
+    most over all layers (bitsandbytes 0.50 backends/cuda/ops.py int8_vectorwise_quant, backends/default/ops.py).
+
+    Quantising K inputs: their fp16 copy, its absolute values, which of them are outliers, and the int8 values.
+    Multiplying to N outputs: the int8 values, int32 sums, and the fp16 result before it is cast.
+    """
+    is_half = work.spec.train.precision is Precision.FP16_MIXED
+    copy, uncast = (0, 0) if is_half else (FP16, FP16)
+    return max(
+        max((copy + FP16 + 2) * num_inputs, num_inputs + (INT32 + uncast) * num_outputs)
+        for p, _ in work.inventory.counted(State.QUANTISED)
+        for num_outputs, num_inputs in (p.shape,)
+    )
 
 
 def packed_bytes(numel: int) -> int:

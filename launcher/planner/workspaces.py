@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from launcher.models import Role
+from launcher.planner import quantisation
 from launcher.planner.constants import Key
 from launcher.planner.experts import merged_at, merged_terms
 from launcher.planner.inventory import Held, State
@@ -16,11 +17,12 @@ MATMUL_ROLES = (Role.LINEAR, Role.HEAD, Role.ADAPTER, Role.EXPERT, Role.ROUTER)
 
 def workspace_terms(work: Workload) -> tuple[Term, ...]:
     """cuBLAS' workspace, and what the forward pass dequantises and casts."""
-    numel = work.inventory.largest_numel(State.QUANTISED)
+    numel = 0 if multiplies_int8(work) else work.inventory.largest_numel(State.QUANTISED)
     cast = cast_numel(work, LOSS)
     return (
         *_cublas(work),
         *merged_terms(work),
+        *_int8_product(work),
         *term(
             "dequantised weight",
             TermKind.WORKSPACES,
@@ -37,6 +39,26 @@ def workspace_terms(work: Workload) -> tuple[Term, ...]:
             formula=f"{cast:,} elements x {work.matmul_bytes} B",
             source=CAST_SOURCE,
         ),
+    )
+
+
+def multiplies_int8(work: Workload) -> bool:
+    """Whether products over 8-bit weights multiply int8 by int8; a CPU writes the weights out instead
+    (bitsandbytes 0.50 autograd/_functions.py matmul)."""
+    return quantisation.is_8bit(work) and work.on_cuda
+
+
+def _int8_product(work: Workload) -> tuple[Term, ...]:
+    if not multiplies_int8(work):
+        return ()
+    rate = quantisation.product_bytes_per_token(work)
+    return term(
+        "int8 product",
+        TermKind.WORKSPACES,
+        rate * work.tokens,
+        (Phase.FORWARD, Phase.EVALUATION),
+        formula=f"widest layer, {rate:,} B x {work.tokens:,} tokens",
+        source="bitsandbytes 0.50 backends/cuda/ops.py int8_vectorwise_quant, backends/default/ops.py int8_scaled_mm",
     )
 
 
@@ -65,7 +87,7 @@ def workspaces_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
     )
 
 
-DEQUANTISE_SOURCE = "bitsandbytes 0.50 autograd/_functions.py MatMul4Bit"
+DEQUANTISE_SOURCE = "bitsandbytes 0.50 autograd/_functions.py MatMul4Bit, MatMul8bitLt"
 CAST_SOURCE = "torch 2.13 aten/src/ATen/autocast_mode.cpp cached_cast"
 
 

@@ -369,6 +369,16 @@ def test_quantised_parameters_are_those_of_a_real_4_bit_load(name: str, tmp_path
     assert [n for n, _ in model.named_parameters()] == [p.name for p in shape.parameters]
 
 
+@pytest.mark.parametrize("name", ["llama-tied", "mixtral"])
+def test_quantised_parameters_are_those_of_a_real_8_bit_load(name: str, tmp_path: Path) -> None:
+    build(tiny_config(name), "cpu").save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, dtype=torch.bfloat16)
+    really = [(n, tuple(p.shape), p.SCB.shape) for n, p in model.named_parameters() if p.dtype is torch.int8]
+    planned = quantised_parameters(model_shape(tiny_config(name)))
+    assert really == [(p.name, p.shape, (p.shape[0],)) for p in planned]
+
+
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_adapters_over_a_4_bit_base_have_the_same_shapes(name: str, tmp_path: Path) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from jobs.chunked_loss import use_chunked_loss
 from jobs.recompute import checkpoint_activations
 from launcher.planner.types import Phase
-from launcher.spec import Dtype, Loss, MethodKind, QuantType
+from launcher.spec import Loss
 from tests.planner_jobs import estimate, job, only_rank
 from tests.unit.test_planner_saved_tensors import build
 
@@ -104,7 +103,7 @@ def test_peak_of_a_step_with_other_checkpointing(method: str, checkpointing: str
 @pytest.mark.parametrize("checkpointing", ["none", "full", "reentrant", "selective"])
 def test_peak_of_a_step_over_8_bits(checkpointing: str) -> None:
     """Whose layers keep their inputs, whatever is checkpointed, unless the first pass builds no graph."""
-    check_many_layers(method="qlora", precision="bf16_mixed", checkpointing=checkpointing)
+    check_many_layers(method="qlora", quant_type="int8", precision="bf16_mixed", checkpointing=checkpointing)
 
 
 def check_many_layers(**options: Any) -> None:
@@ -116,11 +115,6 @@ def check_many_layers(**options: Any) -> None:
         sequence_length=LENGTH,
         **options,
     )
-    if spec.method.kind is MethodKind.QLORA:
-        method = dataclasses.replace(
-            spec.method, quant_type=QuantType.INT8, double_quant=False, storage_dtype=Dtype.INT8
-        )
-        spec = dataclasses.replace(spec, method=method)
     planned = max(only_rank(spec).allocated_bytes_in(phase) for phase in STEP)
     assert planned == pytest.approx(measured_bytes(spec), rel=0.02)
 

@@ -44,6 +44,36 @@ def test_double_quantisation_constants_by_hand() -> None:
     assert quantisation.constants_bytes(4096 * 4096, double_quant=False) == 4 * 262_144 + 64
 
 
+def test_an_8_bit_base_by_hand() -> None:
+    """A byte a weight, a fp32 scale a row; on CUDA int8 products, with int32 sums and fp16 results of all outputs."""
+    rank = only_rank(job("llama3-8b", method="qlora", quant_type="int8", micro_batch=2, sequence_length=1024))
+    per_layer = 2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 4096 * 14336
+    assert term(rank, "int8 weights").size_bytes == 32 * per_layer
+    rows = 2 * 4096 + 2 * 1024 + 2 * 14336 + 4096
+    assert term(rank, "quantisation constants").size_bytes == 32 * rows * 4
+    assert term(rank, "int8 product").size_bytes == (4096 + 6 * 14336) * 2048
+
+
+def test_8_bit_layers_keep_their_inputs_unless_checkpoints_are_reentrant() -> None:
+    """Attention's input, its result, the MLP's input and the down projection's, in bf16, in each of 32 layers."""
+    full, reentrant = (
+        only_rank(job("llama3-8b", method="qlora", quant_type="int8", checkpointing=mode, sequence_length=1024))
+        for mode in ("full", "reentrant")
+    )
+    extra = term(full, "kept by earlier blocks").size_bytes - term(reentrant, "kept by earlier blocks").size_bytes
+    assert extra == 1024 * 32 * 2 * (4096 + 4096 + 4096 + 14336)
+
+
+def test_selective_checkpointing_keeps_attention_by_hand() -> None:
+    """Of each layer, besides its input: the kernel's result with its log-sum-exp; queries, keys, values, the output
+    projection, and the first matrix of every adapter but the down projection's."""
+    full, selective = (
+        only_rank(job("llama3-8b", checkpointing=mode, rank=16, sequence_length=1024)) for mode in ("full", "selective")
+    )
+    extra = term(selective, "kept by earlier blocks").size_bytes - term(full, "kept by earlier blocks").size_bytes
+    assert extra == 1024 * 32 * (2 * (4096 + 4096 + 2 * 1024 + 4096 + 6 * 16) + 32 * 4)
+
+
 def test_optimizer_states_by_hand() -> None:
     assert optimizer.adamw_bytes(1000, Dtype.FLOAT32) == 8004
     assert optimizer.adamw_bytes(1000, Dtype.BFLOAT16) == 4004
@@ -118,7 +148,7 @@ def test_zero3_keeps_small_parameters() -> None:
 def test_zero3_gathers_up_to_its_limit() -> None:
     """An 8B model up to max_live_parameters; one of 1B whole, but for what is persistent."""
     work = estimate(job(method="full", shard="zero3", gpus=8)).work
-    assert zero3.most_live_numel(work) == 1_000_000_000
+    assert zero3.most_live_numel(work) == 1_000_000_000 + 14336 * 4096  # with one whole matrix more
     work = estimate(job("qwen2.5-0.5b", method="full", shard="zero3", gpus=8)).work
     assert zero3.most_live_numel(work) == zero3.released_bytes(work)[0] < 500_000_000
 
