@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from launcher.models import Role
-from launcher.planner import optimizer
+from launcher.planner import optimizer, quantisation
 from launcher.planner.host import TRAINED, base_numel
+from launcher.planner.inventory import State
 from launcher.planner.types import DiskTerm
 from launcher.planner.workload import Workload
 from launcher.precision import is_deepspeed
 from launcher.spec import Dtype, MethodKind, ShardKind
 from launcher.units import ceil_div
 
+# The description of one quantised tensor, as JSON in a tensor of bytes: about this long.
+QUANT_STATE_BYTES = 164
 SAVED_BY = "transformers 5.23 trainer.py _save_checkpoint"
 
 
@@ -38,7 +41,8 @@ def checkpoint_terms(work: Workload) -> tuple[DiskTerm, ...]:
     """One checkpoint to resume from, over all ranks."""
     trained, width = work.inventory.trained_numel, work.dtypes.trained.num_bytes
     name = "model" if work.spec.method.kind is MethodKind.FULL else "adapter"
-    return (*_term(name, trained, width, SAVED_BY), *_second_copy(work), *_master(work), *_states(work))
+    weights = _term(name, trained, width, SAVED_BY)
+    return (*weights, *_second_copy(work), *_constants(work), *_master(work), *_states(work))
 
 
 def _second_copy(work: Workload) -> tuple[DiskTerm, ...]:
@@ -52,6 +56,24 @@ def _second_copy(work: Workload) -> tuple[DiskTerm, ...]:
         return ()
     trained = work.inventory.trained_numel
     return _term("weights in the sharding's own form", trained, work.dtypes.trained.num_bytes, source)
+
+
+def _constants(work: Workload) -> tuple[DiskTerm, ...]:
+    """DeepSpeed leaves frozen parameters out of its module states, but not what bitsandbytes keeps beside 4-bit ones:
+    ZeRO-2 writes it once, ZeRO-3 each rank."""
+    num_tensors = sum(count for _, count in work.inventory.counted(State.QUANTISED))
+    if not num_tensors or not is_deepspeed(work.spec.shard.kind):
+        return ()
+    copies = work.world_size if work.spec.shard.kind is ShardKind.ZERO3 else 1
+    each = quantisation.total_constants_bytes(work) + num_tensors * QUANT_STATE_BYTES
+    return (
+        DiskTerm(
+            name="quantisation constants",
+            size_bytes=copies * each,
+            formula=f"{copies} x {each:,} B for {num_tensors:,} tensors",
+            source="deepspeed 0.19.8 runtime/engine.py _save_checkpoint; bitsandbytes 0.50 functional.py QuantState",
+        ),
+    )
 
 
 def _master(work: Workload) -> tuple[DiskTerm, ...]:

@@ -75,14 +75,15 @@ def _workers(work: Workload) -> tuple[HostTerm, ...]:
 def num_loading_copies(work: Workload) -> int:
     """How many ranks of the first node hold the weights in host RAM while they are read.
 
-    FSDP2: rank 0, which the others then hear (accelerate 1.15 cpu_ram_efficient_loading). ZeRO-3: none, since each
-    parameter is partitioned as it is read, by rank 0 (transformers 5.23 integrations/deepspeed.py). 4-bit weights are
-    quantised on the device one by one (bitsandbytes' device_map is the rank's own GPU unless told otherwise). Under DDP
-    and ZeRO-2 each rank reads for itself, and moves the whole model afterwards.
+    Each rank reads for itself, and moves or shards the whole model afterwards: under FSDP2, too, where accelerate's
+    cpu_ram_efficient_loading then drops what all but rank 0 have read (transformers 5.23 modeling_utils.py
+    _load_pretrained_model; measured with a 199M model on two CPU ranks: 758 MiB of fp32 on both). ZeRO-3: rank 0 alone
+    holds the checkpoint, each parameter being partitioned as it is read (integrations/deepspeed.py). 4-bit weights are
+    quantised on the device one by one (bitsandbytes' device_map is the rank's own GPU unless told otherwise).
     """
-    if work.spec.method.kind is MethodKind.QLORA or work.spec.shard.kind is ShardKind.ZERO3:
+    if work.spec.method.kind is MethodKind.QLORA:
         return 0
-    return 1 if work.spec.shard.kind is ShardKind.FSDP else work.spec.gpus_per_node
+    return 1 if work.spec.shard.kind is ShardKind.ZERO3 else work.spec.gpus_per_node
 
 
 def loaded_dtype(work: Workload) -> Dtype:
@@ -103,14 +104,14 @@ def base_numel(work: Workload) -> int:
 
 def _loading(work: Workload) -> tuple[HostTerm, ...]:
     copies, dtype = num_loading_copies(work), loaded_dtype(work)
-    if not is_converted(work):
+    if work.spec.shard.kind is not ShardKind.ZERO3 and not is_converted(work):
         return ()
     return _term(
-        "weights, converted while read",
+        "weights while they are read",
         copies * base_numel(work) * dtype.num_bytes,
         (HostMoment.LOADING,),
         f"{copies} x {base_numel(work):,} elements x {dtype.num_bytes} B ({dtype})",
-        "transformers 5.23 core_model_loading.py; accelerate 1.15 utils/fsdp_utils.py",
+        "transformers 5.23 modeling_utils.py _load_pretrained_model, integrations/deepspeed.py",
     )
 
 
