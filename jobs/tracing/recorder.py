@@ -23,6 +23,8 @@ from launcher.planner.tracing.events import Event, Kind, Label, Mark
 from launcher.planner.types import Phase, TermKind
 
 aten = torch.ops.aten
+DEVICE_OF = torch.ops.prim.device.default
+META = torch.device("meta")
 
 ScratchBytes = Callable[[Any, tuple[Any, ...], dict[str, Any]], int]
 """Bytes that an operation holds while it runs and frees before it returns, given it and its arguments."""
@@ -171,6 +173,9 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is DEVICE_OF and isinstance(args[0], FakeTensor):
+            # Half of all that is dispatched in a ZeRO-3 trace; answered as FakeTensor does (fake_tensor.py).
+            return META if args[0].fake_mode.in_kernel_invocation else args[0].fake_device
         if any(_is_wrapper(kind) for kind in types):
             return NotImplemented  # a DTensor then runs the same operation on its shard, which comes here
         kwargs = kwargs or {}
