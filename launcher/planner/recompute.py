@@ -28,6 +28,11 @@ def kept_narrow_bytes(work: Workload, block: Block) -> int:
     return outputs * work.compute_bytes + _kernel_bytes(work)
 
 
+def is_kept(work: Workload, parameter: Held) -> bool:
+    """Whether selective checkpointing keeps what a matrix makes."""
+    return _product_outputs(parameter, (work.shape.hidden_size, attention.query_width(work))) > 0
+
+
 def _product_outputs(parameter: Held, widths: tuple[int, int]) -> int:
     """Outputs of a matrix that are kept: (outputs, inputs) is its shape."""
     if parameter.role not in (Role.LINEAR, Role.ADAPTER, Role.ROUTER) or "lora_embedding" in parameter.name:

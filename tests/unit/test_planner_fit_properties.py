@@ -152,7 +152,7 @@ NEEDS_HELP = (
 
 @pytest.mark.parametrize("words", NEEDS_HELP, ids=" ".join)
 def test_nothing_cheaper_that_trains_the_same_was_missed(words: tuple[str, ...]) -> None:
-    """Against a search of everything: every checkpointing, loss, sharding and micro batch, composed and planned."""
+    """Against a search of everything: every loss, sharding, micro batch, and checkpointing that keeps no more."""
     asked = spec_of(*words)
     found = make_plan(asked, CARDS)
     best = next((s for s in found.suggestions if not s.changes_training), None)
@@ -160,6 +160,10 @@ def test_nothing_cheaper_that_trains_the_same_was_missed(words: tuple[str, ...])
     assert (best is None) == (cheapest is None)
     if best is not None and cheapest is not None:
         assert best.time_ratio * 1.02 ** len(best.overrides) == pytest.approx(cheapest)
+
+
+# What keeps more than the job asks for is not proposed, though it may be faster with a smaller micro batch.
+RECOMPUTING = (ActivationCheckpointing.NONE, ActivationCheckpointing.SELECTIVE, ActivationCheckpointing.FULL)
 
 
 def _all_equivalents(words: tuple[str, ...], asked: JobSpec) -> list[float]:
@@ -171,7 +175,7 @@ def _all_equivalents(words: tuple[str, ...], asked: JobSpec) -> list[float]:
     for shard in ShardKind:
         for offload in Offload:
             for loss in {asked.train.loss, *Loss}:
-                for checkpointing in {asked.train.activation_checkpointing, ActivationCheckpointing.FULL}:
+                for checkpointing in RECOMPUTING[RECOMPUTING.index(asked.train.activation_checkpointing) :]:
                     more = [f"shard={shard}"] if shard is not asked.shard.kind else []
                     more += [f"shard.offload={offload}"] if offload is not asked.shard.offload else []
                     more += [f"train.loss={loss}"] if loss is not asked.train.loss else []

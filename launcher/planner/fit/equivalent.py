@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from launcher.planner.fit.change import Change, resharded, with_train
+from launcher.planner.fit.change import Change, applied, resharded, with_train
 from launcher.spec import (
     ActivationCheckpointing,
     JobSpec,
@@ -26,7 +26,15 @@ def settings(spec: JobSpec, hidden_size: int) -> Iterator[tuple[Change, ...]]:
     """Every combination of equivalent changes, beginning with none of them; the micro batch is not among them."""
     choices = (checkpointing(spec), _losses(spec), _shardings(spec, hidden_size))
     for chosen in itertools.product(*((None, *options) for options in choices)):
-        yield tuple(change for change in chosen if change is not None)
+        changes = tuple(change for change in chosen if change is not None)
+        if can_recompute(applied(changes, spec)):
+            yield changes
+
+
+def can_recompute(spec: JobSpec) -> bool:
+    """Whether a job's checkpointing goes with its sharding: selective does not with ZeRO-3's gathering."""
+    selective = spec.train.activation_checkpointing is ActivationCheckpointing.SELECTIVE
+    return not (selective and spec.shard.kind is ShardKind.ZERO3)
 
 
 def smaller_micro_batch(size: int) -> Change:
@@ -38,17 +46,25 @@ def smaller_micro_batch(size: int) -> Change:
     )
 
 
+RECOMPUTED = {
+    ActivationCheckpointing.SELECTIVE: "the MLPs' activations are recomputed",
+    ActivationCheckpointing.FULL: "activations are recomputed",
+    ActivationCheckpointing.REENTRANT: "activations are recomputed, nothing of 8-bit layers is kept",
+}
+
+
 def checkpointing(spec: JobSpec) -> tuple[Change, ...]:
-    """Blocks that recompute what the backward pass needs; nothing where they do already."""
-    full = ActivationCheckpointing.FULL
-    if spec.train.activation_checkpointing is full:
-        return ()
-    return (
+    """Forms of activation checkpointing that keep less than the job's does, the one that keeps the least last."""
+    forms = list(RECOMPUTED) if spec.method.quant_type is QuantType.INT8 else list(RECOMPUTED)[:2]
+    given = spec.train.activation_checkpointing
+    less = forms if given is ActivationCheckpointing.NONE else forms[forms.index(given) + 1 :] if given in forms else []
+    return tuple(
         Change(
-            overrides=(f"train.activation_checkpointing={full}",),
-            note="activations are recomputed",
-            apply=lambda job: with_train(job, activation_checkpointing=full),
-        ),
+            overrides=(f"train.activation_checkpointing={form}",),
+            note=RECOMPUTED[form],
+            apply=lambda job, form=form: with_train(job, activation_checkpointing=form),  # type: ignore[misc]
+        )
+        for form in less
     )
 
 

@@ -8,12 +8,14 @@ that know the causal mask do half of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from launcher.models import Role
-from launcher.planner.inventory import Block, Held, State
+from launcher.planner import recompute
+from launcher.planner.inventory import Held, State
 from launcher.planner.workload import Workload
-from launcher.spec import CHUNK_TOKENS, Attention, Loss, MethodKind, Optimizer, QuantType
+from launcher.spec import CHUNK_TOKENS, ActivationCheckpointing, Attention, Loss, MethodKind, Optimizer, QuantType
 
 PRODUCTS = (Role.LINEAR, Role.ROUTER, Role.EXPERT, Role.ADAPTER)
 # Written and read around cross entropy: the bf16 logits (written, read), their fp32 copy (written, read), the
@@ -43,8 +45,8 @@ class Operations:
 
 def operations(work: Workload) -> Operations:
     """The operations of one pass of a micro batch."""
-    products = sum(block.copies * _active_numel(work, block, trained=False) for block in work.inventory.blocks)
-    trained = sum(block.copies * _active_numel(work, block, trained=True) for block in work.inventory.blocks)
+    products = _active_numel(work, lambda _: True)
+    trained = _active_numel(work, lambda parameter: parameter.state.is_trained)
     head = work.shape.vocab_size * work.shape.hidden_size
     trained += head if work.spec.method.kind is MethodKind.FULL else 0
     blocks = 2.0 * work.tokens * products + _attention(work)
@@ -52,18 +54,33 @@ def operations(work: Workload) -> Operations:
     return Operations(
         blocks=blocks,
         head=logits,
-        recomputed=(blocks if work.checkpointing else 0.0) + (logits if work.spec.train.loss is Loss.CHUNKED else 0.0),
+        recomputed=blocks * recomputed_share(work) + (logits if work.spec.train.loss is Loss.CHUNKED else 0.0),
         trained=2.0 * work.tokens * trained,
     )
 
 
-def _active_numel(work: Workload, block: Block, *, trained: bool) -> float:
-    """Elements that a token meets in one block: of the experts, only those it is sent to."""
+def recomputed_share(work: Workload) -> float:
+    """How much of the blocks' forward pass activation checkpointing runs again: all of it, or the wide products."""
+    match work.spec.train.activation_checkpointing:
+        case ActivationCheckpointing.NONE:
+            return 0.0
+        case ActivationCheckpointing.FULL | ActivationCheckpointing.REENTRANT:
+            return 1.0
+        case ActivationCheckpointing.SELECTIVE:
+            again = _active_numel(work, lambda parameter: not recompute.is_kept(work, parameter))
+            eager = _attention(work) if work.spec.train.attention is Attention.EAGER else 0.0
+            whole = 2.0 * work.tokens * _active_numel(work, lambda _: True) + _attention(work)
+            return (2.0 * work.tokens * again + eager) / whole
+
+
+def _active_numel(work: Workload, counts: Callable[[Held], bool]) -> float:
+    """Elements of the blocks' matrices that a token meets: of the experts, only those it is sent to."""
     share = work.shape.num_experts_per_tok / work.shape.num_experts if work.shape.num_experts else 1.0
     return sum(
-        parameter.numel * (share if _is_of_experts(parameter) else 1.0)
+        block.copies * parameter.numel * (share if _is_of_experts(parameter) else 1.0)
+        for block in work.inventory.blocks
         for parameter in block.parameters
-        if parameter.role in PRODUCTS and (parameter.state.is_trained or not trained)
+        if parameter.role in PRODUCTS and counts(parameter)
     )
 
 
@@ -87,29 +104,29 @@ def dequantised_bytes(work: Workload) -> float:
     numel = work.inventory.numel(State.QUANTISED)
     if work.spec.method.quant_type is QuantType.INT8:
         return numel * (1 + work.matmul_bytes)
-    times = 3 if work.checkpointing else 2
-    return times * numel * (0.5 + work.matmul_bytes)
+    return (2 + recomputed_share(work)) * numel * (0.5 + work.matmul_bytes)
 
 
 def loss_bytes(work: Workload) -> float:
-    """Memory traffic of the loss, the first reading of the head aside."""
+    """Memory traffic of the loss; where it goes by chunks, with the head's, which no chunk keeps at hand."""
     logits = float(work.tokens * work.shape.vocab_size)
     match work.spec.train.loss:
         case Loss.FUSED_LINEAR:
             # Liger goes through the tokens in about V / H chunks: what a trained head's gradient gathers is fp32.
             chunks = max(1.0, work.shape.vocab_size / work.shape.hidden_size)
-            return logits * FUSED_BYTES_PER_LOGIT + _rereads_of_head(work, chunks, products=2)
+            return logits * FUSED_BYTES_PER_LOGIT + _reads_of_head(work, chunks, products=2)
         case Loss.CHUNKED:
-            return logits * LOSS_BYTES_PER_LOGIT + _rereads_of_head(work, work.tokens / CHUNK_TOKENS, products=3)
+            chunks = max(1.0, work.tokens / CHUNK_TOKENS)
+            return logits * LOSS_BYTES_PER_LOGIT + _reads_of_head(work, chunks, products=3)
         case Loss.CROSS_ENTROPY:
             return logits * LOSS_BYTES_PER_LOGIT
 
 
-def _rereads_of_head(work: Workload, chunks: float, *, products: int) -> float:
+def _reads_of_head(work: Workload, chunks: float, *, products: int) -> float:
     """The head is read for every product of every chunk, and a trained head's gradient read and written as often."""
     head = float(work.shape.vocab_size * work.shape.hidden_size)
     trained = 2 * 4 if work.spec.method.kind is MethodKind.FULL else 0
-    return max(0.0, chunks - 1) * head * (products * work.matmul_bytes + trained)
+    return chunks * head * (products * work.matmul_bytes + trained)
 
 
 def step_bytes(work: Workload, numel: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.planner.timing import speeds
-from launcher.planner.timing.operations import dequantised_bytes, loss_bytes, operations, step_bytes
+from launcher.planner.timing.operations import dequantised_bytes, loss_bytes, operations, recomputed_share, step_bytes
 from launcher.planner.timing.speeds import Speeds
 from launcher.planner.timing.transfers import Transfers, transfers
 from launcher.planner.workload import Workload
@@ -63,8 +63,7 @@ def _launch_seconds(work: Workload) -> float:
     """Python's time for the kernels of every layer: forward, backward twice as many, and recomputation."""
     if not work.on_cuda:
         return 0.0
-    times = 4 if work.checkpointing else 3
-    return times * work.inventory.num_layers * speeds.LAUNCH.value
+    return (3 + recomputed_share(work)) * work.inventory.num_layers * speeds.LAUNCH.value
 
 
 def _one_pass(work: Workload, rates: Speeds, sent: Transfers) -> tuple[Part, ...]:
