@@ -19,7 +19,7 @@ from scoring.jobs import Job, job_of
 from scoring.others import peer_scores
 from scoring.reading import Unmodelled
 from scoring.score import Score, Skipped, score_job
-from scoring.table import as_json, markdown, print_tables
+from scoring.table import as_json, markdown, print_intervals, print_tables
 from scoring.verdicts import Called, call
 
 CASES = Path(__file__).parents[1] / "tests" / "fixtures" / "measured"
@@ -28,39 +28,57 @@ CASES = Path(__file__).parents[1] / "tests" / "fixtures" / "measured"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read, score, compare, print."""
     options = _options(arguments)
+    progress = Console(stderr=True, quiet=options.quiet)
     cases, skipped = _read(options.cases)
     if not cases:
         raise SystemExit("no case could be read: " + "; ".join(f"{one.id}: {one.reason}" for one in skipped[:3]))
-    jobs: list[tuple[Case, Job]] = []
+    jobs, unmodelled = _jobs(cases, complete=options.complete)
+    skipped += unmodelled
+    if not jobs:
+        raise SystemExit("no case is modelled: " + "; ".join(sorted({one.reason for one in skipped})))
     scores: list[Score] = []
     called: list[Called] = []
-    progress = Console(stderr=True, quiet=options.quiet)
-    for case in track(cases, "planning", console=progress, transient=True):
-        if options.complete and not case.fully_specified:
-            skipped.append(Skipped(id=case.id, group=case.group, reason="not fully specified"))
-            continue
-        try:
-            job = job_of(case)
-        except Unmodelled as reason:
-            skipped.append(Skipped(id=case.id, group=case.group, reason=str(reason)))
-            continue
-        jobs.append((case, job))
+    for case, job in track(jobs, "planning", console=progress, transient=True):
         scores += score_job(case, job)
         called += call(case, job)
-    if not options.alone:
+    if not (options.alone or options.intervals):
         progress.print("asking the other estimators")
         theirs, notes = peer_scores(jobs, options.fitcheck_python)
         scores += theirs
         for note in notes:
             progress.print(f"not compared: {note}")
-    if not scores:
-        raise SystemExit("no case is modelled: " + "; ".join(sorted({one.reason for one in skipped})))
+    _print(options, scores, skipped, called)
+
+
+def _print(
+    options: argparse.Namespace, scores: Sequence[Score], skipped: Sequence[Skipped], called: Sequence[Called]
+) -> None:
     if options.json:
         print(json.dumps(as_json(scores, skipped, called), indent=1))
+    elif options.intervals:
+        print_intervals(_console(), scores)
     elif options.markdown:
         print(markdown(scores, skipped, called))
     else:
-        print_tables(Console(width=None if sys.stdout.isatty() else 120), scores, skipped, called)
+        print_tables(_console(), scores, skipped, called)
+
+
+def _jobs(cases: Sequence[Case], *, complete: bool) -> tuple[list[tuple[Case, Job]], list[Skipped]]:
+    """The cases that can be asked about, and the others with the reason."""
+    jobs: list[tuple[Case, Job]] = []
+    skipped: list[Skipped] = []
+    for case in cases:
+        try:
+            if complete and not case.fully_specified:
+                raise Unmodelled("not fully specified")
+            jobs.append((case, job_of(case)))
+        except Unmodelled as reason:
+            skipped.append(Skipped(id=case.id, group=case.group, reason=str(reason)))
+    return jobs, skipped
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def _read(paths: Sequence[Path]) -> tuple[list[Case], list[Skipped]]:
@@ -85,6 +103,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quiet", action="store_true", help="no progress")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="every row, to stdout")
+    output.add_argument("--intervals", action="store_true", help="how wide intervals must be, sources left out in turn")
     output.add_argument("--markdown", action="store_true", help="the table of the README")
     return parser.parse_args(arguments)
 

@@ -9,10 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .score import OURS, Score, Skipped, Summary, summarise
+from .cases import Metric
+from .coverage import intervals
+from .score import OURS, REPLAYED, Score, Skipped, Summary, summarise
 from .verdicts import Called
 
 COLUMNS = ("rows", "median (signed)", "median", "mean", "p95", "worst")
+OWN = (OURS, REPLAYED)
 Key = tuple[str, ...]
 
 
@@ -25,13 +28,13 @@ def grouped(scores: Iterable[Score], key: Callable[[Score], Key]) -> dict[Key, S
 
 
 def by_source(score: Score) -> Key:
-    """Where it was published, and what was measured."""
-    return (score.case.group, score.metric.value)
+    """Where it was published, what was measured, and who answered."""
+    return (score.case.group, score.metric.value, score.estimator)
 
 
 def by_cell(score: Score) -> Key:
-    """Method and sharding, and what was measured."""
-    return (score.method, score.sharding, score.metric.value)
+    """Method and sharding, what was measured, and who answered."""
+    return (score.method, score.sharding, score.metric.value, score.estimator)
 
 
 def by_estimator(score: Score) -> Key:
@@ -49,38 +52,64 @@ def print_tables(
     console: Console, scores: Sequence[Score], skipped: Sequence[Skipped], called: Sequence[Called]
 ) -> None:
     """Everything, for a terminal."""
-    ours = [score for score in scores if score.estimator == OURS]
-    _print(console, "By source", ("source", "measured"), grouped(ours, by_source))
-    _print(console, "By method and sharding", ("method", "sharding", "measured"), grouped(ours, by_cell))
+    ours = [score for score in scores if score.estimator in OWN]
+    _print(console, "By source", ("source", "measured", "by"), grouped(ours, by_source))
+    _print(console, "By method and sharding", ("method", "sharding", "measured", "by"), grouped(ours, by_cell))
     for title, head_to_head in comparisons(scores):
         _print(console, title, ("estimator", "measured"), head_to_head)
     _print_verdicts(console, called)
     _print_skipped(console, skipped)
 
 
+def print_intervals(console: Console, scores: Sequence[Score]) -> None:
+    """How far off plans must be allowed to be, by estimator, class of shardings and what was measured."""
+    table = Table(title="Intervals, sources left out in turn", title_justify="left", box=None, pad_edge=False)
+    for name in ("estimator", "sharding", "measured"):
+        table.add_column(name)
+    for name in ("sources", "rows", "within", "of rows", "of the source left out"):
+        table.add_column(name, justify="right")
+    for key, found in intervals(scores).items():
+        table.add_row(
+            *key,
+            str(found.num_sources),
+            str(found.num_rows),
+            f"{found.percent:.1f} %",
+            f"{found.share:.1%}",
+            f"{found.coverage:.0%}",
+        )
+    console.print(table)
+
+
 def comparisons(scores: Sequence[Score]) -> list[tuple[str, dict[Key, Summary]]]:
     """Each other estimator beside ours on the rows that it can do."""
     found = []
-    for name in dict.fromkeys(score.estimator for score in scores if score.estimator != OURS):
+    for name in dict.fromkeys(score.estimator for score in scores if score.estimator not in OWN):
         theirs = {(score.case.id, score.metric): score for score in scores if score.estimator == name}
-        both = [*theirs.values(), *(s for s in scores if s.estimator == OURS and (s.case.id, s.metric) in theirs)]
-        found.append((f"Beside {name}, on its rows", grouped(both, by_estimator)))
+        both = [*theirs.values(), *(s for s in scores if s.estimator in OWN and (s.case.id, s.metric) in theirs)]
+        found.append((f"beside {name}", grouped(both, by_estimator)))
     return found
 
 
 def markdown(scores: Sequence[Score], skipped: Sequence[Skipped], called: Sequence[Called]) -> str:
-    """The tables of the README: by source, and beside the others."""
-    ours = [score for score in scores if score.estimator == OURS]
-    lines = ["| source | measured | " + " | ".join(COLUMNS) + " |", "|---|---|" + "--:|" * len(COLUMNS)]
-    lines += [
-        f"| {' | '.join(key)} | {' | '.join(numbers(summary))} |" for key, summary in grouped(ours, by_source).items()
-    ]
+    """The table of the README: by source, and beside the others on the rows that each of them can do."""
+    ours = [score for score in scores if score.estimator in OWN]
+    lines = ["| source | measured | by | " + " | ".join(COLUMNS) + " |", "|---|---|---|" + "--:|" * len(COLUMNS)]
+    lines += _markdown_rows(grouped(ours, by_source))
     for title, group in comparisons(scores):
-        lines += [f"| *{title}* |" + " |" * (1 + len(COLUMNS))]
-        lines += [f"| {' | '.join(key)} | {' | '.join(numbers(summary))} |" for key, summary in group.items()]
+        lines += _markdown_rows({(title, *reversed(key)): found for key, found in _sharpest(group).items()})
     outcomes = Counter(one.outcome for one in called)
     counted = ", ".join(f"{outcomes[name]} {name}" for name in ("right", "too close", "wrong"))
     return "\n".join([*lines, "", f"Verdicts: {counted}. Rows not scored: {len(skipped)}."])
+
+
+def _sharpest(group: dict[Key, Summary]) -> dict[Key, Summary]:
+    """Allocated and process, each by them and by the sharper of our two ways."""
+    found = {}
+    for (name, metric), summary in group.items():
+        replayed = (REPLAYED, metric) in group
+        if metric != Metric.RESERVED and not (name == OURS and replayed):
+            found[name, metric] = summary
+    return found
 
 
 def _markdown_rows(summaries: dict[Key, Summary]) -> list[str]:
@@ -94,8 +123,8 @@ def as_json(scores: Sequence[Score], skipped: Sequence[Skipped], called: Sequenc
             name: {" / ".join(key): _plain(summary) for key, summary in grouped(scores, key_of).items()}
             for name, key_of in (
                 ("by estimator", by_estimator),
-                ("by source", lambda s: (s.estimator, *by_source(s))),
-                ("by method and sharding", lambda s: (s.estimator, *by_cell(s))),
+                ("by source", by_source),
+                ("by method and sharding", by_cell),
             )
         },
         "scores": [

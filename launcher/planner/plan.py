@@ -39,7 +39,7 @@ def make_plan(spec: JobSpec, cards: Sequence[DeviceSpec], constants: Constants |
         process_bytes=found.need.process_bytes,
         process_low_bytes=found.need.low_bytes,
         process_high_bytes=found.need.high_bytes,
-        least_capacity_bytes=found.need.process_bytes,
+        least_capacity_bytes=found.need.least_bytes,
         host_ram_bytes_per_node=host.peak_bytes(on_host),
         checkpoint_bytes=disk.total_bytes(checkpoint),
         result_bytes=disk.total_bytes(result),
