@@ -146,11 +146,11 @@ def test_zero3_keeps_small_parameters() -> None:
 
 
 def test_zero3_gathers_up_to_its_limit() -> None:
-    """An 8B model up to max_live_parameters; one of 1B whole, but for what is persistent."""
+    """An 8B model up to max_live_parameters, and the head that it fetches last beyond that."""
     work = estimate(job(method="full", shard="zero3", gpus=8)).work
-    assert zero3.most_live_numel(work) == 1_000_000_000 + 14336 * 4096  # with one whole matrix more
+    assert 1_000_000_000 < zero3.live_numel(work).forward < 1_000_000_000 + 128_256 * 4096
     work = estimate(job("qwen2.5-0.5b", method="full", shard="zero3", gpus=8)).work
-    assert zero3.most_live_numel(work) == zero3.released_bytes(work)[0] < 500_000_000
+    assert zero3.live_numel(work).loss < zero3.live_numel(work).forward <= zero3.released_bytes(work)[0]
 
 
 def test_fsdp_buffers_of_an_8b_model() -> None:

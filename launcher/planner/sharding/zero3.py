@@ -5,14 +5,18 @@ Source: deepspeed 0.19.8 runtime/zero/stage3.py, partition_parameters.py and par
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from launcher.models import Role
 from launcher.planner import optimizer, quantisation
 from launcher.planner.foreach import foreach_term
 from launcher.planner.gradients import in_flight_numel
-from launcher.planner.inventory import Block, Held, State
+from launcher.planner.inventory import Held, State
 from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place
 from launcher.planner.outside import managed_term
+from launcher.planner.sharding import prefetch
 from launcher.planner.sharding.fsdp import KINDS, storage_bytes
+from launcher.planner.sharding.loading import whole_while_loading
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, FROM_WRAP, at, term
 from launcher.planner.types import Phase, Term, TermKind
@@ -64,7 +68,7 @@ def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     """Partitions, states and buffers; what is offloaded leaves the device."""
     del rank  # all ranks are alike
     offload = work.spec.shard.offload
-    found = (*_constants(work), *_persistent(work), *_live(work), *_bucket(work), *_one_parameter(work))
+    found = (*_constants(work), *_persistent(work), *_live(work), *_kept(work), *_bucket(work), *_loading(work))
     if offload is not Offload.ALL:
         found += _shards(work)
     if offload is Offload.NONE:
@@ -205,35 +209,70 @@ def released_bytes(work: Workload) -> tuple[int, int]:
     return sum(n * count for (n, _), count in found), sum(n * w * count for (n, w), count in found)
 
 
-def most_live_numel(work: Workload) -> int:
-    """Elements that are gathered at a time from the middle of the forward pass on.
-
-    Each module's hook prefetches a bucket more, whatever is in flight already, and modules without parameters do so
-    too: the prefetcher runs ahead until max_live_parameters are gathered, or the whole model is (fetch_sub_module).
-    The parameter with which it comes to the limit is fetched whole; the last of all is the embedding.
-    """
-    limit, whole = work.spec.shard.max_live_parameters, released_bytes(work)[0]
-    assert limit is not None
-    root = max(stored(work, p)[0] for p in work.inventory.root.parameters)
-    block = max(stored(work, p)[0] for p in work.inventory.largest_block.parameters)
-    return whole if whole - root < limit else min(whole, limit + block)
+def live_numel(work: Workload) -> prefetch.Live:
+    """Elements that are gathered at a time, followed through a forward pass."""
+    shard = work.spec.shard
+    assert shard.max_live_parameters is not None
+    assert shard.prefetch_bucket_size is not None
+    assert shard.param_persistence_threshold is not None
+    return prefetch.live(
+        work.inventory,
+        prefetch.Stored(threshold=shard.param_persistence_threshold, packing=2 * storage_bytes(work)),
+        checkpointing=work.checkpointing,
+        bucket=shard.prefetch_bucket_size,
+        limit=shard.max_live_parameters,
+    )
 
 
 def _live(work: Workload) -> tuple[Term, ...]:
     """Gathered parameters in the forward pass and in evaluation."""
-    return _gathered(work, most_live_numel(work), (Phase.FORWARD, Phase.EVALUATION), "live parameters")
+    return _gathered(work, live_numel(work).forward, (Phase.FORWARD, Phase.EVALUATION), "live parameters")
+
+
+def _kept(work: Workload) -> tuple[Term, ...]:
+    """4-bit weights that were gathered in the forward pass: bitsandbytes' node refers to them by an attribute, which
+    neither a checkpoint nor the end of the backward pass clears, and the loss keeps the nodes until the optimizer has
+    stepped, for accelerate steps inside its backward()."""
+    kept = quantisation.total_packed_bytes(work) if work.world_size > 1 else 0
+    return term(
+        "4-bit weights kept by autograd, whole",
+        TermKind.SHARDING_BUFFERS,
+        kept,
+        (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER),
+        formula=f"{kept:,} B of packed values",
+        source="bitsandbytes 0.50 autograd/_functions.py MatMul4Bit ctx.tensors; accelerate 1.15 utils/deepspeed.py",
+    )
 
 
 def _live_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """Those of one moment. Near the end of the backward pass nothing is left to fetch."""
-    numel = most_live_numel(work)
-    if moment is EMBEDDING:
-        numel = min(numel, sum(stored(work, p)[0] for p in work.inventory.root.parameters if "embed" in p.name))
+    """Those of one moment. What the backward pass needs and the prefetcher has passed over is fetched besides. Near the
+    end nothing is left to fetch."""
+    ahead, whole = live_numel(work).loss, released_bytes(work)[0]
+    root, block = work.inventory.root, work.inventory.largest_block
+    embedding = _released_numel(work, [p for p in root.parameters if p.role is Role.EMBEDDING])
+    head = (
+        embedding
+        if work.inventory.is_tied
+        else _released_numel(work, [p for p in root.parameters if p.role is Role.HEAD])
+    )
+    running = _released_numel(work, block.parameters)
+    if moment in BEFORE_GRADIENTS:
+        numel = ahead
+    elif moment is HEAD:
+        numel = min(ahead + head, whole)
+    elif moment is EMBEDDING:
+        numel = embedding
     elif moment.place is Place.FIRST:
-        left = Block(copies=1, parameters=(*work.inventory.root.parameters, *work.inventory.largest_block.parameters))
-        wanted = [p for p in left.parameters if p.role is not Role.HEAD and not is_persistent(work, p)]
-        numel = min(numel, sum(stored(work, p)[0] for p in wanted))
+        numel = min(running + embedding, whole)
+    elif moment.place is Place.LAST:
+        numel = min(ahead + running, whole)
+    else:
+        numel = ahead
     return _gathered(work, numel, (moment.phase,), "live parameters")
+
+
+def _released_numel(work: Workload, parameters: Iterable[Held]) -> int:
+    return sum(stored(work, p)[0] for p in parameters if not is_persistent(work, p))
 
 
 def _gathered(work: Workload, numel: int, phases: tuple[Phase, ...], name: str) -> tuple[Term, ...]:
@@ -308,14 +347,14 @@ def _in_flight(work: Workload, moment: Moment) -> tuple[Term, ...]:
     )
 
 
-def _one_parameter(work: Workload) -> tuple[Term, ...]:
-    """Loading partitions one whole parameter at a time, and saving gathers one."""
+def _loading(work: Workload) -> tuple[Term, ...]:
+    """Loading partitions one whole parameter at a time, and saving gathers one. A quantised model is loaded whole."""
     numel, width = max((stored(work, p) for p, _ in work.inventory.counted()), key=lambda held: held[0] * held[1])
     return term(
         "one whole parameter",
         TermKind.SHARDING_BUFFERS,
         numel * width,
-        (Phase.LOAD, Phase.SAVE),
+        (Phase.LOAD, Phase.WRAP, Phase.SAVE),
         formula=f"{numel:,} elements x {width} B",
         source=f"{PARTITIONS} Init; deepspeed 0.19.8 runtime/engine.py _zero3_consolidated_16bit_state_dict",
-    )
+    ) + whole_while_loading(work)
