@@ -19,6 +19,7 @@ from jobs.dtypes import dtype_name
 from jobs.sharding import expected_wrapper, num_elements, num_local_elements, wrapper_name
 from launcher.precision import dtypes, is_deepspeed
 from launcher.spec import JobSpec, MethodKind, Optimizer, ShardKind
+from launcher.units import ceil_div
 
 QUANTISED, FROZEN, TRAINED = "quantised", "frozen", "trained"
 QUANTISED_LAYERS = ("Linear4bit", "Linear8bitLt")
@@ -63,12 +64,16 @@ def world_size(seen_by_trainer: int, spec: JobSpec) -> int:
 
 def parameter_groups(model: nn.Module) -> dict[str, Group]:
     """Elements and dtypes of the model's parameters by kind: quantised, frozen, trained."""
+    return {kind: _group(parameters) for kind, parameters in _by_kind(model).items()}
+
+
+def _by_kind(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     quantised = {id(module.weight) for module in model.modules() if type(module).__name__ in QUANTISED_LAYERS}
     by_kind: dict[str, list[nn.Parameter]] = {}
     for parameter in model.parameters():
         kind = TRAINED if parameter.requires_grad else QUANTISED if id(parameter) in quantised else FROZEN
         by_kind.setdefault(kind, []).append(parameter)
-    return {kind: _group(parameters) for kind, parameters in by_kind.items()}
+    return by_kind
 
 
 def _group(parameters: list[nn.Parameter]) -> Group:
@@ -90,13 +95,22 @@ def sharded(model: nn.Module, groups: dict[str, Group], spec: JobSpec) -> None:
         whole = [name for name, parameter in model.named_parameters() if not hasattr(parameter, mark)]
         if whole:
             raise CheckFailed(f"{len(whole)} parameters are not sharded, among them {whole[0]}")
-    for kind, group in groups.items():
-        total = group.num_elements
-        most = total / spec.world_size * PARTITION_SLACK + len(list(model.parameters())) if split else total
+    for kind, parameters in _by_kind(model).items():
+        group, total = groups[kind], groups[kind].num_elements
+        most = sum(_largest_share(parameter, spec.world_size) for parameter in parameters) if split else total
         if group.num_local_elements > most:
             raise CheckFailed(f"this rank holds {group.num_local_elements} of {total} {kind} elements: not sharded")
         if not split and group.num_local_elements != total:
             raise CheckFailed(f"this rank holds {group.num_local_elements} of {total} {kind} elements: not whole")
+
+
+def _largest_share(parameter: nn.Parameter, world_size: int) -> int:
+    """Elements of the rank that holds the most: FSDP2 splits rows, so that 16 rows on 64 ranks are a row on each of 16;
+    ZeRO-3 splits elements."""
+    if hasattr(parameter, "ds_tensor"):
+        return ceil_div(num_elements(parameter), world_size)
+    num_rows = parameter.shape[0]
+    return ceil_div(num_rows, world_size) * (num_elements(parameter) // num_rows)
 
 
 def parameter_dtypes(groups: dict[str, Group], spec: JobSpec) -> None:
@@ -152,8 +166,8 @@ def optimizer_states(model: nn.Module, optimizer: Any, spec: JobSpec) -> dict[st
 
 
 def optimizer_sharded(num_local_elements: int, num_trained: int, spec: JobSpec) -> None:
-    """Everything but DDP splits the optimizer states over the ranks."""
-    if spec.shard.kind is ShardKind.DDP or spec.world_size == 1:
+    """DeepSpeed splits the optimizer states evenly. FSDP2's are as the parameters, which optimizer_complete holds."""
+    if not is_deepspeed(spec.shard.kind) or spec.world_size == 1:
         return
     if num_local_elements > 2 * (num_trained / spec.world_size * PARTITION_SLACK + 4096):
         raise CheckFailed(f"this rank holds {num_local_elements} optimizer-state elements: they are not sharded")

@@ -67,6 +67,13 @@ def test_replicas_marked_as_shards_are_found_by_their_size() -> None:
         checks.sharded(model, checks.parameter_groups(model), spec_of(ShardKind.ZERO3))
 
 
+def test_rows_that_do_not_divide_are_sharded_all_the_same() -> None:
+    """16 rows on 3 ranks: 6 on the first, which is more than a third of all by more than padding."""
+    parameter = torch.nn.Parameter(torch.empty(16, 4))
+    assert checks._largest_share(parameter, 3) == 6 * 4
+    assert checks._largest_share(parameter, 64) == 4
+
+
 @pytest.mark.parametrize("precision", [Precision.BF16_MIXED, Precision.FP32])
 def test_a_dtype_that_was_not_planned_is_refused(precision: Precision) -> None:
     """Loaded in bf16 and left so, DDP trains without a master; loaded in fp32, nothing is saved of the memory."""
