@@ -61,7 +61,6 @@ class MemoryMeter(ABC):
         return RankMeasurement(
             rank=rank,
             host=socket.gethostname(),
-            allocated_bytes=max(self._by_phase.values(), default=0),
             rss_bytes=peak_rss_bytes(),
             by_phase={phase.value: self._by_phase[phase] for phase in Phase if phase in self._by_phase},
             **of_device,
@@ -93,6 +92,7 @@ class CudaMeter(MemoryMeter):
         self._end()
         return self._measurement(
             rank,
+            allocated_bytes=max(self._by_phase.values(), default=0),
             device=torch.cuda.get_device_name(self._device),
             reserved_bytes=self._reserved_bytes,
             process_bytes=_cuda_process_bytes(self._device),
@@ -146,13 +146,15 @@ class CpuMeter(MemoryMeter):
         self._num_tokens[step] = num_tokens
 
     def measurement(self, rank: int) -> RankMeasurement:
-        """All peaks, in bytes; the tokens are those of the step that needed the most."""
+        """All peaks, in bytes. The highest is that of the steps: weights that are being loaded are mapped files, whose
+        pages the kernel can take back. The tokens are those of the step that needed the most."""
         self._finish()
         self._settling.close()
         steps = [stretch for stretch in self.stretches if stretch.phase in STEP_PHASES]
         most = max(steps, key=lambda stretch: stretch.peak_bytes, default=None)
         return self._measurement(
             rank,
+            allocated_bytes=0 if most is None else most.peak_bytes,
             device="cpu",
             reserved_bytes=None,
             process_bytes=peak_rss_bytes(),

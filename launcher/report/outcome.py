@@ -128,7 +128,7 @@ def speed_words(samples_per_s: float, tokens_per_s: float) -> str:
 
 def _show_memory(report: Report, spec: JobSpec, console: Console) -> None:
     on_gpu = spec.device.kind == "cuda"
-    detail = "peak of each rank" if on_gpu else "peak of each rank; allocated is over one steady step"
+    detail = "peak of each rank" if on_gpu else "peak of each rank; allocated is over the first steps"
     show(console, heading("Memory", f"{detail}; planned by {report.planned_by}"))
     table = columns("llrrr", ("", "", "planned", "measured", "plan off by"))
     shown = furthest_off(report.memory, MAX_RANKS)

@@ -10,8 +10,8 @@ from launcher.runs.outcome import Metrics, Outcome
 from launcher.runs.records import EvalMetrics, RankMeasurement, Started, Status, TrainMetrics
 from launcher.spec import JobSpec
 
-# What one steady step goes through. On a CPU the allocator's peak is taken over such a step alone.
-STEADY_PHASES = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER)
+# What a step goes through. On a CPU the allocator's peak is taken over the first steps alone.
+STEP_PHASES = (Phase.FIRST_STEP, Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ def rank_memory(plan: MemoryPlan, measured: RankMeasurement) -> RankMemory:
     return RankMemory(
         rank=measured.rank,
         host=measured.host,
-        planned_allocated_bytes=rank.allocated_bytes if on_gpu else steady_bytes(rank),
+        planned_allocated_bytes=rank.allocated_bytes if on_gpu else step_bytes(rank),
         measured_allocated_bytes=measured.allocated_bytes,
         planned_reserved_bytes=rank.allocated_bytes + reserve_bytes if on_gpu else None,
         measured_reserved_bytes=measured.reserved_bytes,
@@ -137,6 +137,6 @@ def num_tokens_planned_step(spec: JobSpec) -> int:
     return spec.micro_batch * spec.gradient_accumulation * spec.train.sequence_length
 
 
-def steady_bytes(rank: RankPlan) -> int:
-    """Planned peak of tensors over one steady step."""
-    return max(rank.allocated_bytes_in(phase) for phase in STEADY_PHASES)
+def step_bytes(rank: RankPlan) -> int:
+    """Planned peak of tensors over the first step and those like all that follow."""
+    return max(rank.allocated_bytes_in(phase) for phase in STEP_PHASES)

@@ -148,10 +148,11 @@ class Failed:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankMeasurement:
     """measured-rank-<r>.json. On CUDA the torch.cuda statistics; on CPU allocated_bytes is the CPU allocator's
-    peak over one steady step and reserved_bytes is None. All are peaks, in bytes.
+    peak over the first steps and reserved_bytes is None. All are peaks, in bytes.
 
-    num_tokens_measured_step: tokens this rank was given in that step, padding not counted; None on CUDA, where the
-    peaks are over all steps.
+    by_phase: launcher.planner.types.Phase values; the first step of an attempt is a phase of its own.
+    num_tokens_measured_step: tokens this rank was given in the step that needed the most, padding not counted; None on
+        CUDA, where the peaks are over all steps.
     """
 
     rank: int

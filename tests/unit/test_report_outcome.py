@@ -99,7 +99,7 @@ def test_a_gpu_is_compared_with_the_peak_of_all_phases() -> None:
     )
 
 
-def test_a_cpu_is_compared_with_one_steady_step_and_its_resident_set_with_the_process() -> None:
+def test_a_cpu_is_compared_over_its_first_steps_and_its_resident_set_with_the_process() -> None:
     value = plan(ON_CPU, ranks=(rank_plan((0, 1), saves=True),))
     memory = rank_memory(value, measurement(1, gpu=False))
     assert memory.planned_allocated_bytes == LOSS_PEAK
