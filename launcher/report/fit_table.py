@@ -63,9 +63,7 @@ def _show_rows(answer: Answer, console: Console) -> None:
         previous = row.method
     show(console, indented(table))
     if has_card:
-        note = (
-            "needs: with micro batch 1, or the one given. micro batch, sequence: the largest that fit, one at a time."
-        )
+        note = "needs: with micro batch 1, or the one given; micro batch and sequence: the largest, one at a time"
         show(console, indented(Text(note, style="dim")))
 
 

@@ -17,6 +17,7 @@ from launcher.models import model_shape
 from launcher.paths import conf_dir
 from launcher.planner.estimate import Estimator
 from launcher.planner.fit import suggestions
+from launcher.planner.fit.search import COST_OF_A_CHANGE
 from launcher.planner.plan import make_plan
 from launcher.planner.types import MemoryPlan, Verdict
 from launcher.shards import shard_defaults
@@ -102,7 +103,7 @@ def test_what_trains_the_same_comes_first_and_the_cheapest_of_it(words: tuple[st
     marks = [s.changes_training for s in found.suggestions]
     assert marks == sorted(marks)
     kept = [s for s in found.suggestions if not s.changes_training]
-    costs = [s.time_ratio * 1.02 ** len(s.overrides) for s in kept]
+    costs = [s.time_ratio * COST_OF_A_CHANGE ** len(s.overrides) for s in kept]
     assert costs == sorted(costs)
     sets = [set(s.overrides) for s in found.suggestions]
     assert not [(a, b) for number, a in enumerate(sets) for b in sets[number + 1 :] if a <= b]
@@ -159,7 +160,7 @@ def test_nothing_cheaper_that_trains_the_same_was_missed(words: tuple[str, ...])
     cheapest = min(_all_equivalents(words, asked), default=None)
     assert (best is None) == (cheapest is None)
     if best is not None and cheapest is not None:
-        assert best.time_ratio * 1.02 ** len(best.overrides) == pytest.approx(cheapest)
+        assert best.time_ratio * COST_OF_A_CHANGE ** len(best.overrides) == pytest.approx(cheapest)
 
 
 # What keeps more than the job asks for is not proposed, though it may be faster with a smaller micro batch.
@@ -167,7 +168,7 @@ RECOMPUTING = (ActivationCheckpointing.NONE, ActivationCheckpointing.SELECTIVE, 
 
 
 def _all_equivalents(words: tuple[str, ...], asked: JobSpec) -> list[float]:
-    """What every way that fits costs: its time beside the job's as asked for, 2 % for each option to type."""
+    """What every way that fits costs: its time beside the job's as asked for, and the price of each option to type."""
     estimator = Estimator(model_shape(asked.model.config))
     smallest = asked if asked.train.micro_batch is not None else asked.with_micro_batch(1)
     before = _seconds(estimator, smallest)
@@ -198,7 +199,7 @@ def _costs_of(
             continue
         tried = estimator.best(spec)
         if tried.fits:
-            costs.append(_seconds(estimator, tried.spec) / before * 1.02 ** len([*more, *extra]))
+            costs.append(_seconds(estimator, tried.spec) / before * COST_OF_A_CHANGE ** len([*more, *extra]))
     return costs
 
 

@@ -24,8 +24,9 @@ from launcher.spec import JobSpec, Offload
 from launcher.units import format_bytes
 
 MOST_SUGGESTIONS = 3
-# Each further option to type counts as 2 % of time, so that of two about equally fast ways the simpler comes first.
-COST_OF_A_CHANGE = 1.02
+# Each further option to type counts as 5 % of time, so that of ways that the estimate cannot tell apart the simpler
+# comes first.
+COST_OF_A_CHANGE = 1.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
