@@ -45,7 +45,7 @@ def _show_rows(answer: Answer, console: Console) -> None:
     unit, unit_bytes = common_unit(row.high_bytes for row in answer.rows)
     on_gpu = answer.device.kind == "cuda"
     where = "GPU" if on_gpu else "rank"
-    show(console, heading("What fits", f"{unit} for each {where}; times are estimates"))
+    show(console, heading("What fits", f"{unit} for each {where}, host RAM for each node; times are estimates"))
     titles = ("", "", f"{where}s", "needs", "at most", "host RAM")
     last = ("verdict", "micro batch", "sequence", f"{where} time") if has_card else ("smallest card",)
     table = columns("lwrrrr" + ("wrrr" if has_card else "w"), (*titles, *last))
