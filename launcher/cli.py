@@ -146,14 +146,23 @@ def cancel(run: str, runs_dir: Path) -> None:
 @takes_run
 def resume(run: str, runs_dir: Path) -> int:
     """Go on from the newest complete checkpoint."""
+    from launcher.planner.types import MemoryPlan
     from launcher.report.console import make_console
     from launcher.report.outcome import show_outcome, write_report
     from launcher.report.progress import ProgressView
+    from launcher.runs.records import read_record
     from launcher.spec import read_job
     from launcher.targets.local import start_attempt
+    from launcher.targets.space import check_disk, disk_need, free_bytes
 
     folder = _resolve(run, runs_dir)
     console = make_console()
+    plan = read_record(folder.memory_plan, MemoryPlan)
+    if plan is not None:
+        # What it wrote before is counted again: a warning, for it may well be enough.
+        warning = check_disk(disk_need(plan), folder.root, free_bytes(folder.root), refuse=False)
+        if warning:
+            console.print(warning, style="yellow")
     with ProgressView(console) as progress:
         outcome = start_attempt(folder, observer=progress, say=console.print)
     show_outcome(outcome, write_report(outcome), read_job(folder.job), console)

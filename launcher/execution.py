@@ -11,6 +11,7 @@ import time
 from rich.console import Console
 
 from launcher.errors import FitlaunchError, Interrupted, JobFailed
+from launcher.host import detect_host
 from launcher.render.environment import read_host_facts
 from launcher.render.render import render
 from launcher.render.types import LaunchPlan
@@ -23,7 +24,7 @@ from launcher.spec import Fit
 from launcher.targets.folder import write_run_folder
 from launcher.targets.local import start_and_follow
 from launcher.targets.ports import choose_port
-from launcher.targets.space import check_disk, disk_need, free_bytes
+from launcher.targets.space import check_disk, check_host_ram, disk_need, free_bytes
 from launcher.workflow import Prepared
 
 
@@ -56,8 +57,9 @@ def run(prepared: Prepared, console: Console) -> Outcome:
     """
     refuse = prepared.fit is not Fit.WARN
     warning = check_disk(disk_need(prepared.plan), prepared.runs_dir, free_bytes(prepared.runs_dir), refuse=refuse)
-    if warning:
-        console.print(warning, style="yellow")
+    for text in (warning, check_host_ram(prepared.plan, detect_host().ram_available_bytes)):
+        if text:
+            console.print(text, style="yellow")
     launch = frozen(prepared)
     with ProgressView(console) as progress:
         outcome = start_and_follow(launch, observer=progress, say=console.print)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from launcher.fitting.types import Answer, Job
 from launcher.fitting.words import Question, question
 from launcher.host import Host
 from launcher.models import model_shape
+from launcher.planner.calibration import load_constants
 from launcher.planner.cards import GPUS_PER_NODE, smallest_card_of
 from launcher.planner.estimate import Estimator
 from launcher.planner.plan import make_plan
@@ -27,7 +29,7 @@ def answer(words: Sequence[str], conf_dir: Path, host: Host, cards: Sequence[Dev
     asked = question(words, conf_dir, host)
     names_a_job = {"method", "shard"} <= asked.keys
     spec = asked.spec() if names_a_job else _any_job(asked)
-    estimator = Estimator(model_shape(spec.model.config))
+    estimator = Estimator(model_shape(spec.model.config), constants=load_constants(os.environ))
     grid = Grid(asked, estimator, spec, cards)
     rows = grid.rows()
     return Answer(
@@ -62,7 +64,7 @@ def _job(asked: Question, estimator: Estimator, spec: JobSpec, cards: Sequence[D
     fewest = (size.gpus_per_node for size in sizes if estimator.best(size).fits)
     held = (smallest_card_of(estimator, size, cards) for size in sizes)
     return Job(
-        plan=make_plan(spec, cards),
+        plan=make_plan(spec, cards, estimator.constants),
         fewest_gpus=next(fewest, None) if spec.device.memory_bytes is not None else None,
         cards=tuple(card for card in held if card is not None),
     )

@@ -1,4 +1,4 @@
-"""Whether the disk has room for what a run will write, asked before it starts."""
+"""Whether the disk has room for what a run will write, and the host RAM for what it holds, asked before it starts."""
 
 from __future__ import annotations
 
@@ -72,6 +72,20 @@ def check_disk(need: DiskNeed, runs_dir: Path, free: int, *, refuse: bool = True
             )
         return f"the run does not fit the disk: {what}"
     return f"the disk may be too small: {what}" if need.most_bytes > free else ""
+
+
+def check_host_ram(plan: MemoryPlan, available_bytes: int) -> str:
+    """A warning where the host has less RAM than the plan needs of it, '' where it has enough. On CPU ranks it is what
+    the plan's verdict was about already."""
+    if plan.spec.device.kind == "cpu" or plan.host_ram_bytes_per_node <= available_bytes:
+        return ""
+    needed = format_bytes(plan.host_ram_bytes_per_node)
+    largest = max(plan.host_terms, key=lambda term: term.size_bytes, default=None)
+    what = "" if largest is None else f", most of it for '{largest.name}' ({format_bytes(largest.size_bytes)})"
+    return (
+        f"the host may run out of RAM: {format_bytes(available_bytes)} are available and up to {needed} are "
+        f"needed{what}; plan.explain=true shows every part"
+    )
 
 
 def _words(need: DiskNeed) -> str:

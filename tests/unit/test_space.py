@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import DoesNotFit
-from launcher.planner.types import MemoryPlan
-from launcher.targets.space import UNCOUNTED_BYTES, DiskNeed, check_disk, disk_need, free_bytes
+from launcher.planner.types import HostMoment, HostTerm, MemoryPlan
+from launcher.targets.space import UNCOUNTED_BYTES, DiskNeed, check_disk, check_host_ram, disk_need, free_bytes
 from launcher.units import GIB
-from tests.launching import make_memory_plan, make_spec
+from tests.launching import H100, make_memory_plan, make_spec
 
 RUNS = Path("/data/runs")
 NEED = DiskNeed(checkpoint_bytes=4 * GIB, result_bytes=GIB, num_checkpoints=3, num_at_most=3)
@@ -70,6 +70,22 @@ def test_a_run_that_saves_only_when_stopped() -> None:
         "the disk may be too small: /data/runs has 2.00 GiB free, and the result takes 1.00 GiB, a checkpoint, should "
         "the run be stopped, 4.00 GiB"
     )
+
+
+def test_host_ram_that_may_not_be_enough_is_warned_of() -> None:
+    spec = make_spec(device=H100)
+    term = HostTerm(
+        name="gathered to be saved", size_bytes=100 * GIB, moments=(HostMoment.SAVING,), formula="", source=""
+    )
+    made = dataclasses.replace(make_memory_plan(spec), host_ram_bytes_per_node=120 * GIB, host_terms=(term,))
+    assert check_host_ram(made, 120 * GIB) == ""
+    assert check_host_ram(made, 64 * GIB) == (
+        "the host may run out of RAM: 64.00 GiB are available and up to 120.00 GiB are needed, most of it for "
+        "'gathered to be saved' (100.00 GiB); plan.explain=true shows every part"
+    )
+    on_cpu = dataclasses.replace(make_memory_plan(make_spec()), host_ram_bytes_per_node=120 * GIB)
+    assert on_cpu.spec.device.kind == "cpu"
+    assert check_host_ram(on_cpu, GIB) == ""
 
 
 def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path: Path) -> None:
