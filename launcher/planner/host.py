@@ -77,13 +77,13 @@ def num_loading_copies(work: Workload) -> int:
 
     Each rank reads for itself, and moves or shards the whole model afterwards: under FSDP2, too, where accelerate's
     cpu_ram_efficient_loading then drops what all but rank 0 have read (transformers 5.23 modeling_utils.py
-    _load_pretrained_model; measured with a 199M model on two CPU ranks: 758 MiB of fp32 on both). ZeRO-3: rank 0 alone
-    holds the checkpoint, each parameter being partitioned as it is read (integrations/deepspeed.py). 4-bit weights are
-    quantised on the device one by one (bitsandbytes' device_map is the rank's own GPU unless told otherwise).
+    _load_pretrained_model; measured with a 199M model on two CPU ranks: 758 MiB of fp32 on both). Under ZeRO-3 rank 0
+    alone reads, and each parameter goes from the file into the partitions (integrations/deepspeed.py; measured: 0 MiB
+    of a 379 MiB file). 4-bit weights are quantised on the device one by one (bitsandbytes' device_map is the rank's own
+    GPU unless told otherwise).
     """
-    if work.spec.method.kind is MethodKind.QLORA:
-        return 0
-    return 1 if work.spec.shard.kind is ShardKind.ZERO3 else work.spec.gpus_per_node
+    is_partitioned = work.spec.shard.kind is ShardKind.ZERO3
+    return 0 if is_partitioned or work.spec.method.kind is MethodKind.QLORA else work.spec.gpus_per_node
 
 
 def loaded_dtype(work: Workload) -> Dtype:
@@ -104,14 +104,14 @@ def base_numel(work: Workload) -> int:
 
 def _loading(work: Workload) -> tuple[HostTerm, ...]:
     copies, dtype = num_loading_copies(work), loaded_dtype(work)
-    if work.spec.shard.kind is not ShardKind.ZERO3 and not is_converted(work):
+    if not is_converted(work):
         return ()
     return _term(
-        "weights while they are read",
+        "weights, converted while read",
         copies * base_numel(work) * dtype.num_bytes,
         (HostMoment.LOADING,),
         f"{copies} x {base_numel(work):,} elements x {dtype.num_bytes} B ({dtype})",
-        "transformers 5.23 modeling_utils.py _load_pretrained_model, integrations/deepspeed.py",
+        "transformers 5.23 modeling_utils.py _load_pretrained_model",
     )
 
 

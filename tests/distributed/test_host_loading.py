@@ -55,7 +55,7 @@ def test_reading_takes_what_was_planned(model: Path, dtype: str, precision: str)
     config = json.loads((model / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
     work = Estimator(model_shape(CONFIG)).workload(job(CONFIG, method="full", precision=precision))
-    planned = sum(term.size_bytes for term in host_terms(work, 0) if term.name == "weights while they are read")
+    planned = sum(term.size_bytes for term in host_terms(work, 0) if term.name == "weights, converted while read")
     assert planned == (0 if dtype == "bfloat16" else work.inventory.trained_numel * 4)
     assert planned <= grown + MIB
     assert grown <= planned + LOADER_BYTES
