@@ -10,24 +10,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.parallel.distributed as ddp
+
+from jobs.tracing.recorder import Recorder
+from launcher.planner.types import TermKind
 
 REBUILT = (
     "DDP keeps its first bucket, where a run splits it into several of the same size together after the first step"
 )
 
 
-def install(note: Any) -> None:
+def install(note: Callable[[str], None], recorder: Callable[[], Recorder | None]) -> None:
     """Let DistributedDataParallel wrap fake parameters. note(sentence) is told what is left out."""
     assert hasattr(ddp, "_verify_param_shape_across_processes")
     ddp._verify_param_shape_across_processes = lambda *_, **__: None
     original = ddp.DistributedDataParallel.__init__
 
     def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
+        recording = recorder()
+        with nullcontext() if recording is None else recording.within(TermKind.SHARDING_BUFFERS):
+            original(self, *args, **kwargs)
         note(REBUILT)
         self.logger = _Silent()
         self.__dict__["reducer"] = _Reducer(self.reducer)

@@ -18,6 +18,9 @@ import torch.distributed as dist
 from jobs.tracing.target import Target
 from launcher.spec import ModelSpec
 
+# A default pad_token_id may lie outside a smaller vocabulary; which token pads decides nothing here.
+NO_PADDING = {"pad_token_id": None}
+
 
 def install(target: Target) -> None:
     """Decide as for real data."""
@@ -46,7 +49,7 @@ def read_shapes(model: ModelSpec, options: dict[str, Any], *, mapped: bool = Fal
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    config = AutoConfig.for_model(**model.config)
+    config = AutoConfig.for_model(**{**NO_PADDING, **model.config})
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
     weights: Mapping[str, Any] = Weights(model_class, config, mapped=mapped)
     if is_deepspeed_zero3_enabled() and "quantization_config" not in options:

@@ -76,7 +76,7 @@ def record(spec: JobSpec, rank: int, say: Callable[[str], None] = lambda _text: 
     process_group.install(target)
     huggingface.install(target)
     if spec.shard.kind is ShardKind.DDP:
-        ddp.install(notes.append)
+        ddp.install(notes.append, Recorder.active)
     if spec.shard.kind is ShardKind.FSDP:
         fsdp.install(Recorder.active)
     if is_deepspeed(spec.shard.kind):
