@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from launcher.precision import is_deepspeed
 from launcher.spec import DeviceSpec, JobSpec
 
 # Of an unnamed GPU: what most cards of today have at least. It decides kernels and workspaces, not tensors.
@@ -37,7 +38,11 @@ class Target:
 
     @property
     def local_rank(self) -> int:
-        return self.rank % self.spec.gpus_per_node
+        """The number of the rank's device on its node. Under DeepSpeed every traced rank takes the first one.
+
+        DeepSpeed moves tensors to "cuda", the current device, and without a driver that is always the first.
+        """
+        return 0 if self.on_cuda and is_deepspeed(self.spec.shard.kind) else self.rank % self.spec.gpus_per_node
 
     @property
     def capability(self) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,8 @@ def install(target: Target, recorder: Current) -> None:
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    os.environ["LOCAL_RANK"] = str(target.local_rank)  # what DeepSpeed takes its device from
 
     def available_memory(_self: Any, _device: int | None = None) -> int:
         found = recorder()
