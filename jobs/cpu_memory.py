@@ -27,10 +27,17 @@ SETTLED = "fitlaunch settled"
 NUM_LARGEST = 40
 
 
-def count_allocations() -> None:
-    """Let c10 count what every thread allocates and frees, from here on (c10/core/CPUAllocator.h)."""
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
-    ctypes.c_bool.in_dll(library, "FLAGS_caffe2_report_cpu_memory_usage").value = True
+def count_allocations() -> bool:
+    """Let c10 count what every thread allocates and frees, from here on (c10/core/CPUAllocator.h, torch 2.13).
+
+    Returns whether it does: a torch that was built otherwise may keep the switch elsewhere.
+    """
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+        ctypes.c_bool.in_dll(library, "FLAGS_caffe2_report_cpu_memory_usage").value = True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,7 +107,7 @@ class CpuMeter(MemoryMeter):
 
     def __init__(self, *, everything: bool = False) -> None:
         super().__init__()
-        count_allocations()
+        self._counts = count_allocations()
         self.everything = everything
         self._settling = ExitStack()
         if everything:
@@ -128,6 +128,8 @@ class CpuMeter(MemoryMeter):
         self._recorder.begin(phase, step)
 
     def _is_recorded(self, phase: Phase, step: int) -> bool:
+        if not self._counts:
+            return False
         if self.everything or phase in (Phase.LOAD, Phase.WRAP):
             return True
         return phase in STEP_PHASES and step < (self._first_step or 0) + NUM_RECORDED_STEPS

@@ -185,3 +185,13 @@ def test_a_collective_is_settled_when_it_is_over(tmp_path: Path) -> None:
     finally:
         torch.distributed.destroy_process_group()
     assert marks == ["fitlaunch phase backward/1", *[SETTLE, SETTLED] * 2]
+
+
+def test_without_a_count_nothing_is_measured_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__file__", "/nowhere/torch/__init__.py")
+    assert not count_allocations()
+    meter = CpuMeter()
+    run_steps(meter, NUM_RECORDED_STEPS)
+    measured = meter.measurement(rank=0)
+    assert (measured.allocated_bytes, measured.by_phase) == (0, {})
+    assert measured.rss_bytes > 50 * MIB
