@@ -33,12 +33,14 @@ from launcher.planner.tracing.server import TraceServer
 from launcher.planner.tracing.summary import phase_of, summarise
 from launcher.planner.types import Phase
 from launcher.spec import JobSpec, MethodKind, Precision, ShardKind, to_json
-from tests.ranks import log_text, make_spec, run_ranks, write_run
+from tests.ranks import log_text, make_spec, start_ranks, wait_for, write_run
 from tests.tiny import make_tokenizer
 
 RESULT = Path(__file__).parent / "results" / "cpu_truth.txt"
 BOUND = 0.005  # of the peak
+TIMEOUT_S = 600.0
 SEQUENCE_LENGTH = 256
+NUM_ROWS = 28  # enough for three steps of two ranks, and a batch held out for each
 NUM_STEPS = 3  # the first, the one in which DDP rebuilds its buckets, and one like all that follow
 PHASES = tuple(phase for phase in Phase if phase is not Phase.SAVE)  # a trace ends with the last evaluation
 PRECISIONS = (Precision.FP32, Precision.BF16_MIXED)
@@ -124,7 +126,7 @@ def make_inputs(root: Path) -> None:
     model.save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")
     long = "The cat called red is red. " * SEQUENCE_LENGTH
-    rows = [{"instruction": f"Go on, {number}.", "input": "", "output": long} for number in range(64)]
+    rows = [{"instruction": f"Go on, {number}.", "input": "", "output": long} for number in range(NUM_ROWS)]
     (root / "data.json").write_bytes(msgspec.json.encode(rows))
 
 
@@ -171,7 +173,7 @@ def compare_rank(
 def measure(spec: JobSpec, folder: Path) -> list[list[StretchMemory]]:
     """Run the job; what each rank recorded of itself."""
     run = write_run(folder, spec)
-    if run_ranks(run, spec) != 0:
+    if wait_for(start_ranks(run, spec), TIMEOUT_S) != 0:
         raise RuntimeError(log_text(run))
     files = [run.attempt(1) / f"memory-rank-{rank}.json" for rank in range(spec.world_size)]
     return [msgspec.json.decode(file.read_bytes(), type=list[StretchMemory]) for file in files]
