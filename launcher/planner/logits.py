@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from launcher.planner.loss import FP32, HF_SOURCE, backward_bytes_per_logit, forward_bytes_per_logit, loss_terms
+from launcher.planner.loss import (
+    FP32,
+    HF_SOURCE,
+    backward_bytes_per_logit,
+    chunked_at,
+    forward_bytes_per_logit,
+    loss_terms,
+)
 from launcher.planner.moments import HEAD, LOSS, LOSS_BACKWARD, Moment
 from launcher.planner.terms import at
 from launcher.planner.types import Phase, Term, TermKind
@@ -16,11 +23,13 @@ def evaluation_terms(work: Workload) -> tuple[Term, ...]:
 
 
 def logits_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """Those of one moment. A loss that never holds all logits has its one peak where its backward pass is, too."""
+    """Those of one moment. Liger's loss has its one peak, in the forward pass, where its backward pass is, too."""
     if work.spec.train.loss is Loss.CROSS_ENTROPY:
         return _materialised(work, moment)
     if moment not in (LOSS, LOSS_BACKWARD):
         return ()
+    if work.spec.train.loss is Loss.CHUNKED:
+        return chunked_at(work, moment)
     return tuple(
         made
         for found in loss_terms(work)

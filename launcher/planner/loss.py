@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from launcher.models import Role
 from launcher.planner.inventory import Held, State
-from launcher.planner.terms import term
+from launcher.planner.moments import LOSS, Moment
+from launcher.planner.terms import at, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.workload import Workload
 from launcher.spec import CHUNK_TOKENS, Loss
@@ -52,7 +53,7 @@ def loss_terms(work: Workload) -> tuple[Term, ...]:
     if work.spec.train.loss is Loss.FUSED_LINEAR:
         return (*_fused(work), *_evaluation(work, work.tokens))
     if work.spec.train.loss is Loss.CHUNKED:
-        return (*_chunked(work), *_evaluation(work, _one_chunk(work)))
+        return _evaluation(work, _one_chunk(work))
     return _evaluation(work, work.tokens)
 
 
@@ -87,14 +88,21 @@ def chunked_bytes(work: Workload) -> dict[str, int]:
     }
 
 
-def _chunked(work: Workload) -> tuple[Term, ...]:
-    sizes = chunked_bytes(work)
+def chunked_forward_bytes(work: Workload) -> dict[str, int]:
+    """The forward pass: one chunk's logits and log-softmax, gone before the next's."""
+    logits = _one_chunk(work) * work.shape.vocab_size
+    return {"a chunk's log-softmax": logits * _forward_rate(work) + _soft_cap(work, logits)}
+
+
+def chunked_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """Either pass at its highest point."""
+    sizes = chunked_forward_bytes(work) if moment is LOSS else chunked_bytes(work)
     highest = max(sizes, key=lambda point: sizes[point])
-    return term(
+    return at(
+        moment,
         "chunked loss",
         TermKind.LOGITS,
         sizes[highest],
-        (Phase.LOSS,),
         formula=f"{highest}: {_one_chunk(work):,} of {work.tokens:,} tokens x {work.shape.vocab_size:,} logits; "
         f"{work.shape.hidden_size:,} x {work.compute_bytes} B a token; head's gradient {_head_gradient_bytes(work)} B",
         source=CHUNKED_SOURCE,
