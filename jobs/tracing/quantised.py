@@ -54,6 +54,29 @@ def install(target: Target, note: Callable[[str], None]) -> dict[Any, Expansion]
     return spelled_out | {operation: functools.partial(operation._op_dk, DEFAULT_KERNEL) for operation in python}
 
 
+def page_on_host(note: Callable[[str], None]) -> None:
+    """Give paged optimizers host memory: theirs is CUDA's managed memory, which torch's allocator never sees.
+
+    bitsandbytes allocates, fills and prefetches it through its CUDA library (functional.py).
+    """
+    from bitsandbytes import functional
+
+    def get_paged(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device) -> torch.Tensor:
+        states = torch.empty(shape, dtype=dtype, device="cpu")
+        states.is_paged = True  # type: ignore[attr-defined]
+        states.page_deviceid = device.index  # type: ignore[attr-defined]
+        return states
+
+    note("a paged optimizer's states are counted on the host")
+    for name, value in {"get_paged": get_paged, "fill": _nothing, "prefetch_tensor": _nothing}.items():
+        assert hasattr(functional, name), f"bitsandbytes.functional.{name} is gone"
+        setattr(functional, name, value)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
 def _make_subclass(original: Any) -> Any:
     def make(cls: type, data: torch.Tensor, require_grad: bool = False, *rest: Any, **kwargs: Any) -> Any:
         if not (isinstance(data, FakeTensor) and issubclass(cls, nn.Parameter)):

@@ -12,7 +12,7 @@ from pathlib import Path
 from launcher.planner.tracing.events import Trace
 from launcher.precision import is_deepspeed
 from launcher.runs.layout import RunFolder
-from launcher.spec import JobSpec, ShardKind, to_json
+from launcher.spec import JobSpec, Optimizer, ShardKind, to_json
 
 MASTER_PORT = "29500"  # named, never opened: the process group is fake
 
@@ -81,6 +81,8 @@ def record(spec: JobSpec, rank: int, say: Callable[[str], None] = lambda _text: 
         fsdp.install(Recorder.active)
     if is_deepspeed(spec.shard.kind):
         zero.install(target, Recorder.active)
+    if spec.train.optimizer is Optimizer.PAGED_ADAMW_8BIT and target.on_cuda:
+        quantised.page_on_host(notes.append)
     selftest.run(target)
     recorder = selftest.new_recorder(target)
     if spec.method.quant_type is not None:
