@@ -18,11 +18,22 @@ FP32 = 4
 
 @dataclass(kw_only=True)
 class Run:
-    """A job on the tape: what layers read, and the gradients that parameters have by now."""
+    """A job on the tape: what layers read, the gradients that parameters have by now, and autocast's copies of fp32
+    weights, which live until its context ends: that of the forward pass, or of one block's recomputation."""
 
     work: Workload
     tape: Tape
     gradients: dict[str, Storage] = field(default_factory=dict)
+    copies: dict[str, Storage] = field(default_factory=dict)
+    in_forward: bool = True
+
+    def cast_weight(self, name: str, weight: Held) -> list[Storage]:
+        """The weight as autocast hands it to a product; nothing where it is handed over as it is."""
+        if not self.work.autocasts_weights:
+            return []
+        if name not in self.copies:
+            self.copies[name] = self.tape.storage(weight.numel * self.work.matmul_bytes)
+        return [self.copies[name]]
 
     def leave_gradient(self, name: str, parameter: Held) -> None:
         """A parameter's gradient, made once and added to in place afterwards."""
@@ -103,6 +114,7 @@ def _dense(run: Run, layers: Layers, module: str, given: Tensor) -> Tensor:
         size,
         [given],
         saved=[given],
+        extra_saved=run.cast_weight(name, weight),
         wants_gradient=True,
         on_backward=lambda: run.leave_gradient(name, weight),
     )
@@ -275,6 +287,8 @@ def block(run: Run, held: Block, index: int, given: Tensor) -> Tensor:
     normed = _normed(run, stream, norms["post_attention_layernorm"], width)
     projected = mlp(run, layers, normed)
     del normed
+    if not run.in_forward:
+        run.copies.clear()
     return elementwise(run, stream, projected)
 
 

@@ -95,6 +95,7 @@ class _Job:
     def forward_and_backward(self) -> None:
         """One micro batch."""
         work, tape = self.run.work, self.run.tape
+        self.run.in_forward = True
         batch = [tape.storage(work.tokens * INDEX_BYTES) for _ in range(2)]
         if self.groups is not None:
             self.groups.gather(ROOT, work.inventory.root, forward=True)
@@ -113,6 +114,8 @@ class _Job:
         kept = logits if work.practice.keeps_outputs else None
         loss = self._cross_entropy(logits, width)
         del logits
+        self.run.copies.clear()
+        self.run.in_forward = False
         run_backward(loss, tape.storage(FP32), embedded.node)
         del kept, batch, loss
         if self.groups is not None:
@@ -156,6 +159,7 @@ class _Job:
             size,
             [hidden],
             saved=[hidden],
+            extra_saved=self.run.cast_weight(head.name, head),
             wants_gradient=True,
             on_backward=partial(self.run.leave_gradient, head.name, head),
         )
