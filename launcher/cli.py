@@ -261,11 +261,12 @@ def fit(context: click.Context, words: tuple[str, ...], as_json: bool) -> int:
     from launcher.fitting import answer
     from launcher.host import detect_host
     from launcher.paths import conf_dir
+    from launcher.planner.calibration import load_constants
 
     if not words:
         click.echo(context.get_help())
         return InputError.exit_code
-    found = answer(words, conf_dir(), detect_host(), listed_devices())
+    found = answer(words, conf_dir(), detect_host(), listed_devices(), load_constants(os.environ))
     if as_json:
         from launcher.spec import to_json
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,23 +12,25 @@ from launcher.fitting.types import Answer, Job
 from launcher.fitting.words import Question, question
 from launcher.host import Host
 from launcher.models import model_shape
-from launcher.planner.calibration import load_constants
 from launcher.planner.cards import GPUS_PER_NODE, smallest_card_of
+from launcher.planner.constants import Constants
 from launcher.planner.estimate import Estimator
 from launcher.planner.plan import make_plan
 from launcher.spec import DeviceSpec, JobSpec
 
 
-def answer(words: Sequence[str], conf_dir: Path, host: Host, cards: Sequence[DeviceSpec]) -> Answer:
+def answer(
+    words: Sequence[str], conf_dir: Path, host: Host, cards: Sequence[DeviceSpec], constants: Constants | None = None
+) -> Answer:
     """What fits. A question that leaves the method or the sharding open is answered for all of them.
 
-    cards: those to look through for the smallest. Raises InputError where the words are wrong, or nothing that they
-    leave open can be run.
+    cards: those to look through for the smallest. constants: with what was calibrated; those that the project ships
+    otherwise. Raises InputError where the words are wrong, or nothing that they leave open can be run.
     """
     asked = question(words, conf_dir, host)
     names_a_job = {"method", "shard"} <= asked.keys
     spec = asked.spec() if names_a_job else _any_job(asked)
-    estimator = Estimator(model_shape(spec.model.config), constants=load_constants(os.environ))
+    estimator = Estimator(model_shape(spec.model.config), constants=constants)
     grid = Grid(asked, estimator, spec, cards)
     rows = grid.rows()
     return Answer(

@@ -12,7 +12,7 @@ from launcher.errors import InputError, Problem
 from launcher.host import Host
 from launcher.spec import JobSpec, Mode
 
-WITHOUT_EFFECT = ("mode", "fit", "runs_dir", "plan.explain", "plan.format")
+WITHOUT_EFFECT = ("mode", "fit", "runs_dir", "plan.by", "plan.explain", "plan.format")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,6 +102,8 @@ def _show_job(job: Job, console: Console) -> None:
     show(console, heading("This job"), indented(Text(job_words(plan.spec))), indented(Text(batch_words(plan.spec))))
     style = VERDICT_STYLE[plan.verdict]
     show(console, indented(Text(verdict_words(plan), style=f"bold {style}")))
+    if plan.verdict is Verdict.TOO_CLOSE:
+        show(console, indented(Text("launch.py mode=plan traces the job itself to be surer.", style="dim")))
     table = columns("lw")
     table.add_row("needs", f"{format_bytes(plan.process_bytes)}, {interval_words(plan)}")
     if plan.spec.device.kind == "cuda":
