@@ -7,7 +7,10 @@ parameters, and the router is a module of its own rather than an nn.Linear.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
+
+import msgspec
 
 from launcher.errors import InputError
 from launcher.models.architectures import ARCHITECTURES, Architecture
@@ -16,7 +19,16 @@ from launcher.models.shape import ModelShape, Parameter, Role
 
 
 def model_shape(config: Mapping[str, Any]) -> ModelShape:
-    """The shape of the causal language model that a config.json describes; InputError names all that is wrong."""
+    """The shape of the causal language model that a config.json describes; InputError names all that is wrong.
+
+    The same shape for the same entries: it has thousands of parameters, and one process plans a model many times.
+    """
+    return _model_shape(msgspec.json.encode(config))
+
+
+@lru_cache(maxsize=64)
+def _model_shape(encoded: bytes) -> ModelShape:
+    config: dict[str, Any] = msgspec.json.decode(encoded)
     problems = check_config(config)
     if problems:
         raise InputError(problems)

@@ -147,8 +147,11 @@ def _mlp_saved(work: Workload, block: Block, linears: dict[str, Held]) -> int:
 def _mlp_working(work: Workload, block: Block) -> int:
     """The gradients around gate * up: incoming, and of both factors; where the product itself was kept, for a trained
     or adapted down projection, it is gone by then. An adapter in fp32 under autocast has its input's gradient in the
-    compute dtype, in fp32 and in the compute dtype again, while the product is still there."""
+    compute dtype, in fp32 and in the compute dtype again, while the product is still there. Adapted experts have their
+    weights' gradient first, when there is but the incoming one beside what is saved."""
     width = work.compute_bytes
+    if has_adapted_experts(block):
+        return _mlp_width(work, block) * width
     down = [p for p in block.parameters if ".down_proj" in p.name]
     kept = any(p.state.is_trained for p in down)
     gradients = (2 if kept else 3) * width
@@ -158,18 +161,24 @@ def _mlp_working(work: Workload, block: Block) -> int:
 
 
 def _expert_extra(work: Workload, block: Block) -> int:
-    """For each expert a token visits: its gathered input and the down projection's input where experts are trained,
-    the output that the routing weight multiplies, four int64 indices and two fp32 weights; once a token the router's
-    softmax and normaliser in fp32, and its input where it is trained
+    """For each expert a token visits: its gathered input and the down projection's input where experts are trained or
+    adapted, the output that the routing weight multiplies, four int64 indices and two fp32 weights; once a token the
+    router's softmax and normaliser in fp32, and its input where it is trained
     (transformers 5.23 integrations/moe.py and models/mixtral/modeling_mixtral.py)."""
     shape, width = work.shape, work.compute_bytes
     visits = shape.num_experts_per_tok
     trained = any(p.role is Role.EXPERT and p.state is State.TRAINED for p in block.parameters)
+    trained = trained or has_adapted_experts(block)
     inputs = visits * (shape.hidden_size + shape.moe_intermediate_size) * width if trained else 0
     outputs = visits * shape.hidden_size * width
     routed = any(p.role is Role.ROUTER and p.state is State.TRAINED for p in block.parameters)
     router = shape.hidden_size * width if routed else 0
     return inputs + outputs + router + visits * (4 * INDEX_BYTES + 2 * FP32) + (shape.num_experts + 1) * FP32
+
+
+def has_adapted_experts(block: Block) -> bool:
+    """Whether LoRA is on the stacked experts, whose whole weights then have a gradient."""
+    return any(p.state is State.ADAPTER and p.name.startswith("mlp.experts.") for p in block.parameters)
 
 
 def _mlp_forward(work: Workload, block: Block) -> int:

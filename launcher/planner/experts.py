@@ -7,6 +7,8 @@ gradient; its own gradient is as large, before it becomes that of the factors.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from launcher.models import Role
 from launcher.planner.inventory import Block, State
 from launcher.planner.moments import EMBEDDING, Moment, Part, Place
@@ -17,6 +19,7 @@ from launcher.planner.workload import Workload
 SOURCE = "peft 0.21 tuners/lora/layer.py ParamWrapper, _LoraFactorsProxy"
 
 
+@lru_cache(maxsize=64)
 def merged_numels(block: Block) -> tuple[int, ...]:
     """Elements of each stack of experts that is adapted in a block. Factors of both stand in two wrappers; those of
     one have its inputs as their width."""

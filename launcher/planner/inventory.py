@@ -11,11 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from launcher.models import ModelShape, Parameter, Role, lora_parameters, quantised_parameters
 from launcher.planner.moments import Part
-from launcher.spec import JobSpec, LoraBias, MethodKind
+from launcher.spec import JobSpec, LoraBias, MethodKind, MethodSpec
 
 
 class State(StrEnum):
@@ -142,10 +142,30 @@ def _is_made(name: str, part: Part) -> bool:
 
 
 def inventory(spec: JobSpec, shape: ModelShape) -> Inventory:
-    """What a job holds of a model."""
+    """What a job holds of a model; made once for each model and method."""
+    return _inventory(_Same(shape), spec.method)
+
+
+class _Same:
+    """A model's shape as a key: as itself, for to compare thousands of parameters takes longer than to use them."""
+
+    __slots__ = ("shape",)
+
+    def __init__(self, shape: ModelShape) -> None:
+        self.shape = shape
+
+    def __hash__(self) -> int:
+        return id(self.shape)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.shape is self.shape
+
+
+@lru_cache(maxsize=256)
+def _inventory(model: _Same, method: MethodSpec) -> Inventory:
     root: list[Held] = []
     layers: defaultdict[int, list[Held]] = defaultdict(list)
-    for parameter, state in _parameters(spec, shape):
+    for parameter, state in _parameters(method, model.shape):
         held = Held(name=_name_in_block(parameter), shape=parameter.shape, role=parameter.role, state=state)
         (root if parameter.layer is None else layers[parameter.layer]).append(held)
     counts = Counter(tuple(layer) for layer in layers.values())
@@ -155,8 +175,7 @@ def inventory(spec: JobSpec, shape: ModelShape) -> Inventory:
     )
 
 
-def _parameters(spec: JobSpec, shape: ModelShape) -> Iterator[tuple[Parameter, State]]:
-    method = spec.method
+def _parameters(method: MethodSpec, shape: ModelShape) -> Iterator[tuple[Parameter, State]]:
     if method.kind is MethodKind.FULL:
         yield from ((parameter, State.TRAINED) for parameter in shape.parameters)
         return

@@ -32,10 +32,13 @@ Use = tuple[tuple[int, int], ...]  # of one module: for each parameter its key a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """Elements gathered: the most in the forward pass, and what is there at the loss."""
+    """Elements gathered: the most in the forward pass, what is there at the loss, and that with what the backward pass
+    begins with: the head's, and then the last block's."""
 
     forward: int
     loss: int
+    head: int
+    last_block: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +63,21 @@ def live(inventory: Inventory, stored: Stored, *, checkpointing: bool, bucket: i
     """Follow one forward pass."""
     forward = tuple(_forward(inventory, stored))
     backward = tuple(_backward(inventory, stored, checkpointing))
-    return _follow(forward, backward, bucket, limit)
+    most, gathered = _follow(forward, backward, bucket, limit)
+    ahead = sum(gathered.values())
+    head = sum(numel for key, numel in forward[-1] if key not in gathered)
+    number, block = tuple(_layers(inventory))[-1]
+    last = {key: numel for use in _block_forward(block, number, stored) for key, numel in use}
+    return Live(
+        forward=most,
+        loss=ahead,
+        head=ahead + head,
+        last_block=ahead + sum(numel for key, numel in last.items() if key not in gathered),
+    )
 
 
-def _follow(forward: Sequence[Use], backward: Sequence[Use], bucket: int, limit: int) -> Live:
+def _follow(forward: Sequence[Use], backward: Sequence[Use], bucket: int, limit: int) -> tuple[int, dict[int, int]]:
+    """The most that is gathered, and what is at the end of the forward pass."""
     queue = [(step, held) for step, use in enumerate((*forward, *backward)) for held in use]
     gathered: dict[int, int] = {}
     at = numel = most = 0
@@ -86,7 +100,7 @@ def _follow(forward: Sequence[Use], backward: Sequence[Use], bucket: int, limit:
         for key, size in use:
             del gathered[key]
             numel -= size
-    return Live(forward=most, loss=numel)
+    return most, gathered
 
 
 def _forward(inventory: Inventory, stored: Stored) -> Iterator[Use]:

@@ -6,6 +6,7 @@ Source: deepspeed 0.19.8 runtime/zero/stage3.py, partition_parameters.py and par
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from launcher.models import Role
 from launcher.planner import optimizer, quantisation
@@ -203,6 +204,7 @@ def _persistent(work: Workload) -> tuple[Term, ...]:
     )
 
 
+@lru_cache(maxsize=16)
 def released_bytes(work: Workload) -> tuple[int, int]:
     """Elements and bytes of everything that is gathered and released, whole."""
     found = [(stored(work, p), count) for p, count in work.inventory.counted() if not is_persistent(work, p)]
@@ -247,28 +249,23 @@ def _kept(work: Workload) -> tuple[Term, ...]:
 def _live_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
     """Those of one moment. What the backward pass needs and the prefetcher has passed over is fetched besides. Near the
     end nothing is left to fetch."""
-    ahead, whole = live_numel(work).loss, released_bytes(work)[0]
-    root, block = work.inventory.root, work.inventory.largest_block
-    embedding = _released_numel(work, [p for p in root.parameters if p.role is Role.EMBEDDING])
-    head = (
-        embedding
-        if work.inventory.is_tied
-        else _released_numel(work, [p for p in root.parameters if p.role is Role.HEAD])
-    )
-    running = _released_numel(work, block.parameters)
-    if moment in BEFORE_GRADIENTS:
-        numel = ahead
-    elif moment is HEAD:
-        numel = min(ahead + head, whole)
-    elif moment is EMBEDDING:
-        numel = embedding
-    elif moment.place is Place.FIRST:
-        numel = min(running + embedding, whole)
+    found = live_numel(work)
+    numel = found.loss
+    if moment is HEAD:
+        numel = found.head
     elif moment.place is Place.LAST:
-        numel = min(ahead + running, whole)
-    else:
-        numel = ahead
+        numel = found.last_block
+    elif moment.place is Place.FIRST or moment is EMBEDDING:
+        embedding, running = fetched_numels(work)
+        numel = embedding + (running if moment.place is Place.FIRST else 0)
     return _gathered(work, numel, (moment.phase,), "live parameters")
+
+
+@lru_cache(maxsize=16)
+def fetched_numels(work: Workload) -> tuple[int, int]:
+    """Elements of the embedding and of a block that are gathered and released."""
+    embedding = [p for p in work.inventory.root.parameters if p.role is Role.EMBEDDING]
+    return _released_numel(work, embedding), _released_numel(work, work.inventory.largest_block.parameters)
 
 
 def _released_numel(work: Workload, parameters: Iterable[Held]) -> int:
@@ -306,6 +303,7 @@ def _bucket(work: Workload) -> tuple[Term, ...]:
     )
 
 
+@lru_cache(maxsize=16)
 def copied_numel(work: Workload) -> int:
     """Elements of a full bucket, whose tensors are rearranged by rank before they are reduced; a tensor larger than
     the bucket is reduced alone, and copied only where it does not divide by the ranks."""
