@@ -1,0 +1,51 @@
+"""What the tracer replaces in DeepSpeed, beside DeepSpeed's own."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+WORLD_SIZE = 4
+SHAPES = ((6, 5), (3,), (4, 4))  # 30 and 3 elements do not divide by the ranks
+
+
+@pytest.fixture
+def gathered(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a coalesced all-gather on the CPU, just come back, of parameters of SHAPES in bf16."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    import torch
+    from deepspeed.runtime.zero.partition_parameters import AllGatherCoalescedHandle, ZeroParamStatus
+
+    def make() -> Any:
+        parameters = []
+        for shape in SHAPES:
+            parameter: Any = torch.nn.Parameter(torch.empty(0, dtype=torch.bfloat16))
+            parameter.ds_shape, parameter.ds_numel = torch.Size(shape), torch.Size(shape).numel()
+            parameter.ds_tensor = torch.zeros(-(-parameter.ds_numel // WORLD_SIZE), dtype=torch.bfloat16)
+            parameter.ds_tensor.ds_numel = parameter.ds_tensor.numel()
+            parameter.ds_status = ZeroParamStatus.INFLIGHT
+            parameters.append(parameter)
+        size = sum(parameter.ds_tensor.ds_numel for parameter in parameters)
+        flat = torch.zeros(size * WORLD_SIZE, dtype=torch.bfloat16)
+        return AllGatherCoalescedHandle(
+            allgather_handle=SimpleNamespace(wait=lambda: None),
+            params=parameters,
+            partitions=[flat.narrow(0, rank * size, size) for rank in range(WORLD_SIZE)],
+            world_size=WORLD_SIZE,
+        )
+
+    return make
+
+
+def test_a_gathered_parameter_is_what_deepspeed_makes_of_it(gathered: Any) -> None:
+    from jobs.tracing.zero import wait_for_gathered
+
+    theirs, ours = gathered(), gathered()
+    theirs.wait()
+    wait_for_gathered(ours)
+    assert ours.complete
+    for own, other in zip(ours.params, theirs.params, strict=True):
+        assert (own.shape, own.dtype, own.ds_status) == (other.shape, other.dtype, other.ds_status)
+        assert own.untyped_storage().nbytes() == other.untyped_storage().nbytes() == 2 * own.ds_numel
