@@ -41,7 +41,6 @@ def traced_plan(plan: MemoryPlan, summarise: Summarise) -> MemoryPlan:
         key=lambda pair: pair[0].allocated_bytes + pair[0].outside_bytes,
     )
     need = _need(plan, worst, summary)
-    capacity = max(summary.least_capacity_bytes + _unseen_bytes(worst), worst.allocated_bytes)
     return dataclasses.replace(
         plan,
         instrument=INSTRUMENT,
@@ -51,7 +50,7 @@ def traced_plan(plan: MemoryPlan, summarise: Summarise) -> MemoryPlan:
         process_bytes=need.process_bytes,
         process_low_bytes=need.low_bytes,
         process_high_bytes=need.high_bytes,
-        least_capacity_bytes=capacity + worst.outside_bytes,
+        least_capacity_bytes=need.least_bytes,
         verdict=verdict(need, plan.capacity_bytes),
     )
 
@@ -93,31 +92,36 @@ def _unseen_bytes(rank: RankPlan) -> int:
 
 
 def _need(plan: MemoryPlan, worst: RankPlan, summary: Summary) -> Need:
-    """What the worst rank's process takes. On CPU glibc keeps as much as the closed form says."""
+    """What the worst rank's process takes. On CPU glibc keeps as much as the closed form says.
+
+    A card that is smaller than what would be reserved on a larger one still holds the job as long as the replay
+    survives on it: the allocator gives back what it only keeps. So the card bounds what is reserved.
+    """
     allocated, outside = worst.allocated_bytes, worst.outside_bytes
     if plan.spec.device.kind == "cuda":
-        reserved = max(summary.reserved_bytes + _unseen_bytes(worst), allocated)
+        least = max(summary.least_capacity_bytes + _unseen_bytes(worst), allocated)
+        wanted = max(summary.reserved_bytes + _unseen_bytes(worst), allocated)
+        reserved = wanted if plan.capacity_bytes is None else min(wanted, max(plan.capacity_bytes - outside, least))
     else:
-        reserved = allocated * plan.reserved_bytes // plan.allocated_bytes
+        least = reserved = allocated * plan.reserved_bytes // plan.allocated_bytes
     return Need(
         reserved_bytes=reserved,
         process_bytes=reserved + outside,
-        least_bytes=max(summary.least_capacity_bytes, allocated) + outside,
+        least_bytes=least + outside,
         low_bytes=allocated * (100 - TRACED_INTERVAL_PERCENT) // 100 + outside,
-        high_bytes=reserved * (100 + TRACED_INTERVAL_PERCENT) // 100 + outside,
+        high_bytes=max(reserved, least * (100 + TRACED_INTERVAL_PERCENT) // 100) + outside,
     )
 
 
 def untraced_plan(plan: MemoryPlan) -> MemoryPlan:
     """The closed form's plan of a job that could not be traced, less sure of itself."""
-    low = plan.process_bytes - WIDENED * (plan.process_bytes - plan.process_low_bytes)
-    high = plan.process_bytes + WIDENED * (plan.process_high_bytes - plan.process_bytes)
+    wider = (WIDENED - 1) * (plan.process_bytes - plan.process_low_bytes)
     need = Need(
         reserved_bytes=plan.reserved_bytes,
         process_bytes=plan.process_bytes,
         least_bytes=plan.least_capacity_bytes,
-        low_bytes=max(0, low),
-        high_bytes=high,
+        low_bytes=max(0, plan.process_low_bytes - wider),
+        high_bytes=plan.process_high_bytes + wider,
     )
     return dataclasses.replace(
         plan,
