@@ -10,18 +10,21 @@ fake tensors cannot is replaced here, as little of it as possible:
     attention.py        the kernel that scaled_dot_product_attention would choose on the GPU
     autocast.py         torch.autocast("cuda") without CUDA
     process_group.py    the other ranks
-    ddp.py fsdp.py      DistributedDataParallel, FSDP2; one file for each library
+    ddp.py fsdp.py zero.py quantised.py    DistributedDataParallel, FSDP2, DeepSpeed, bitsandbytes: a file for each
     huggingface.py      transformers' branches that look at values, and its loading of weights
     kernels.py          scratch memory inside kernels, which no tensor shows
     recorder.py         the dispatch mode that records, and answers what is asked by value
     categories.py       what each storage turned out to be
     job.py              jobs.job.Job with synthetic data, weights of the right shape and no files
     selftest.py         known small graphs with known bytes: a replacement that stops holding is noticed here
-    session.py          puts all of it together, and takes it down again for tests
+    session.py          puts all of it together, once in a process
+    server.py           many traces from one set of imports, each in a fork: for tests and benchmarks
 
-To add a library: one file with a docstring that says what fails and why the replacement has the same memory behaviour;
-one function `install(target)` that patches and names the package version it was checked with; a call of it in
-session.py; and a check in selftest.py, or in tests/unit/test_tracing_*.py, that fails once the patched code moves.
+To add a library: one file with a docstring that says what fails, why the replacement has the same memory behaviour, and
+which version of the package it was checked with; one function `install(...)` that patches, and asserts that what it
+patches is there; a call of it in session.py; and a check in selftest.py, or a trace in tests/distributed/test_trace.py,
+that fails once the patched code moves. What a library holds or makes is told to the recorder: categorise() for tensors
+that can be reached, within() around a function that makes them, hold() for memory that no tensor shows.
 
 The patches are for this process alone. The launcher starts it as a subprocess and reads the trace file.
 """
