@@ -115,7 +115,10 @@ class Grid:
         host = self.asked.host
         most = host.num_gpus if host.gpu is not None and host.gpu.name == self.spec.device.name else GPUS_PER_NODE[-1]
         counts = tuple(count for count in GPUS_PER_NODE if count <= most)
-        return counts[:1] if cell.shard is ShardKind.DDP else counts
+        if cell.shard is ShardKind.DDP:
+            return counts[:1]
+        alone = self.spec.nodes == 1 and cell.offload is Offload.NONE  # one rank has nothing to shard over
+        return counts[1:] if alone and len(counts) > 1 else counts
 
     def _overrides(self, cell: Cell, gpus: int | None) -> tuple[str, ...]:
         """The words that make a cell's job of the question."""

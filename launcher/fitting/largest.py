@@ -23,16 +23,16 @@ def largest_from(need: Callable[[int], int], limit: int, low: int, at_low: int, 
     """The largest number up to `most` whose need stays within a limit, that of `low` being known to.
 
     A need grows with its number, nearly in a straight line, so the next guess lies on the line between the bounds;
-    every other guess is their middle, for needs that bend.
+    every third guess is their middle, for needs that bend.
     """
     high, at_high = most, need(most)
     if at_high <= limit:
         return most
-    straight = True
+    num_guesses = 0
     while high - low > 1:
-        guess = low + (limit - at_low) * (high - low) // (at_high - at_low) if straight else (low + high) // 2
-        guess = min(max(guess, low + 1), high - 1)
-        straight = not straight or high - low < 4
+        num_guesses += 1
+        on_line = low + (limit - at_low) * (high - low) // (at_high - at_low)
+        guess = min(max(on_line if num_guesses % 3 else (low + high) // 2, low + 1), high - 1)
         tried = need(guess)
         if tried <= limit:
             low, at_low = guess, tried
