@@ -22,7 +22,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from jobs.tracing.recorder import Expansion
 from jobs.tracing.target import Target
+from launcher.spec import QuantType
 
+ALWAYS_DEQUANTISED = "bitsandbytes dequantises every 4-bit weight in the forward pass, as it does above 1,536 tokens"
+NO_OUTLIERS = "no activation is an outlier in the sense of LLM.int8()"
 DEFAULT_KERNEL = torch._C.DispatchKey.CompositeExplicitAutograd
 
 
@@ -34,8 +37,8 @@ def install(target: Target, note: Callable[[str], None]) -> dict[Any, Expansion]
     operations = torch.ops.bitsandbytes
     python = [operations.int8_mixed_scaled_mm.default, operations.int8_scaled_mm.default]
     if target.on_cuda:
-        note("bitsandbytes dequantises every 4-bit weight in the forward pass, as it does above 1,536 tokens")
-        note("no activation is an outlier in the sense of LLM.int8()")
+        is_int8 = target.spec.method.quant_type is QuantType.INT8
+        note(NO_OUTLIERS if is_int8 else ALWAYS_DEQUANTISED)
         spelled_out: dict[Any, Expansion] = {
             operations.gemm_4bit.default: gemm_4bit,
             operations.int8_mm_dequant.default: int8_mm_dequant,
