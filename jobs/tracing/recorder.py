@@ -194,7 +194,11 @@ class Recorder(TorchDispatchMode):
             with self:
                 return self.expansions[func](*args, **kwargs)
         scratch = self._scratch_bytes(func, args, kwargs)
-        result = func(*args, **kwargs)
+        if func is aten.silu_backward.default:
+            # One kernel on every device; fake tensors take it apart, into four more tensors of its input's size.
+            result = aten.empty_like.default(args[1])
+        else:
+            result = func(*args, **kwargs)
         self.num_operations += 1
         name = func._schema.name if hasattr(func, "_schema") else str(func)
         if scratch:
