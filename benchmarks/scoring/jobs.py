@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.devices import listed_devices
+from launcher.models import lora_parameters, model_shape
 from launcher.planner.practice import Practice
 from launcher.precision import COMPUTE
 from launcher.shards import shard_defaults
@@ -73,7 +74,20 @@ def job_of(case: Case) -> Job:
         gpus_per_node=reading.read_count(case, "n_gpus"),
         nodes=1,
     )
+    _check_targets(spec)
     return Job(spec=spec, practice=practice_of(case, method, sharding, precision, loss), sharding=sharding)
+
+
+def _check_targets(spec: JobSpec) -> None:
+    """Raise Unmodelled for adapters that this model cannot have."""
+    method = spec.method
+    if method.targets is None:
+        return
+    assert method.rank is not None
+    try:
+        lora_parameters(model_shape(spec.model.config), method.targets, method.rank)
+    except ValueError as problem:
+        raise Unmodelled(str(problem)) from problem
 
 
 ANY_CARD = DeviceSpec(
@@ -119,7 +133,7 @@ def _method(case: Case, kind: MethodKind, precision: Precision, shard: ShardKind
         return MethodSpec(kind=kind)
     dropout = reading.read_dropout(case)
     if dropout is None:
-        dropout = FMS_DROPOUT if case.group == "fms" else 0.0
+        dropout = FMS_DROPOUT if "fms-acceleration" in case.source else 0.0
     rank = reading.read_count(case, "lora_rank")
     found = MethodSpec(
         kind=kind,

@@ -56,7 +56,7 @@ FSDP = Confidence(
 )
 ZERO = Confidence(
     percent=20,
-    source="judgement on few measurements: 15 published process sizes of 3 sources, rounded, lie within 15.1 %; of the"
+    source="judgement on few measurements: 15 published process sizes of 3 sources, rounded, lie within 15.7 %; of the"
     " source left out, 67 % lie within the others' bound",
 )
 CPU = Confidence(

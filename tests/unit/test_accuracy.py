@@ -128,7 +128,13 @@ def test_a_row_never_seen_before_is_planned(tmp_path: Path) -> None:
         ({"sharding": "Megatron TP", "n_gpus": 8}, "sharding is not known: Megatron TP"),
         ({"sharding": "FSDP2 4 x CP 2", "n_gpus": 8}, "context parallelism"),
         ({"lora_targets": "q_proj mystery"}, "a LoRA target is not known: mystery"),
+        (
+            {"lora_targets": "qkv_proj"},
+            "qkv_proj matches nothing; LoRA can target q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj,"
+            " embed_tokens, lm_head or 'all-linear'",
+        ),
         ({"lora_rank": None}, "lora_rank is not stated"),
+        ({"n_gpus": None}, "n_gpus is not stated"),
         ({"grad_checkpointing": "see source"}, "activation checkpointing is not stated"),
         ({"optimizer": "lion"}, "optimizer is not known: lion"),
         ({"offload": "to the moon"}, "offload is not known: to the moon"),
