@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from launcher.precision import is_deepspeed
 from launcher.runs.layout import RunFolder
@@ -47,7 +48,7 @@ def measure(spec: JobSpec) -> RankMeasurement:
     import torch
 
     from jobs.calibrate import CudaProbe, Probe
-    from jobs.tracing import ddp, process_group, zero
+    from jobs.tracing import process_group, zero
     from jobs.tracing.job import traced_spec
     from jobs.tracing.target import Target
 
@@ -58,7 +59,7 @@ def measure(spec: JobSpec) -> RankMeasurement:
         probe = CudaProbe(0)
     process_group.install(target)
     if spec.shard.kind is ShardKind.DDP:
-        ddp.install(lambda _note: None)
+        _reduce_nothing()
     if is_deepspeed(spec.shard.kind):
         _answer_for_other_ranks()
     with tempfile.TemporaryDirectory(prefix="fitlaunch-") as folder:
@@ -88,6 +89,31 @@ def _measured_job() -> type:
             return memory_meter(self.device, everything=True)
 
     return MeasuredJob
+
+
+def _reduce_nothing() -> None:
+    """Let DistributedDataParallel do without the other ranks (torch 2.13): it compares shapes with theirs, which have
+    no values here, and a communication hook returns each bucket as it is."""
+    import torch.nn.parallel.distributed as ddp
+
+    assert hasattr(ddp, "_verify_param_shape_across_processes")
+    ddp._verify_param_shape_across_processes = lambda *_, **__: None
+    original = ddp.DistributedDataParallel.__init__
+
+    def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.register_comm_hook(None, _keep_bucket)
+
+    ddp.DistributedDataParallel.__init__ = initialise  # type: ignore[method-assign]
+
+
+def _keep_bucket(_state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations other than its own
+    import torch
+
+    buffer = bucket.buffer()
+    future: Any = torch.futures.Future(devices=[buffer.device] if buffer.is_cuda else [])
+    future.set_result(buffer)
+    return future
 
 
 def _answer_for_other_ranks() -> None:

@@ -106,17 +106,19 @@ def test_without_a_gpu_it_says_so() -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.timeout(300)
-def test_a_configuration_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
+@pytest.mark.timeout(400)
+def test_every_sharding_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     code = gpu_memory.main(
-        ["--device", "cpu", "--cases", "tiny-lora-fsdp-x2", "--models", str(tmp_path / "m"), "--output", str(output)]
+        ["--device", "cpu", "--cases", "tiny-lora-*-x2", "--models", str(tmp_path / "m"), "--output", str(output)]
     )
     assert code == 0
-    (row,) = msgspec.json.decode(output.read_bytes(), type=Results).rows
-    assert row.problem == ""
-    assert row.measured is not None
-    assert row.measured.allocated_bytes
-    assert row.measured.process_bytes
-    assert {"load", "wrap", "forward", "loss", "backward", "optimizer"} <= set(row.by_phase)
-    assert row.planned is not None
+    rows = msgspec.json.decode(output.read_bytes(), type=Results).rows
+    assert [row.case.name for row in rows] == [f"tiny-lora-{shard}-x2" for shard in ("ddp", "fsdp", "zero2", "zero3")]
+    for row in rows:
+        assert row.problem == ""
+        assert row.measured is not None
+        assert row.measured.allocated_bytes
+        assert row.measured.process_bytes
+        assert {"load", "wrap", "forward", "loss", "backward", "optimizer"} <= set(row.by_phase)
+        assert row.planned is not None
