@@ -26,8 +26,9 @@ class Dtypes:
 
     frozen: weights that are not trained and not quantised (None for full fine-tuning).
     trained: the trained parameters as the module holds them. master: a separate copy kept by the engine, or None.
-    ZeRO-2 always keeps one (stage_1_and_2.py clones its partition, DeepSpeed 0.19.8); ZeRO-3 steps its own partitions
-    where they already have the master's dtype (stage3.py).
+    DeepSpeed 0.19.8 always keeps one: ZeRO-2 clones its partition (stage_1_and_2.py). ZeRO-3 would step its own
+    partitions where they have the master's dtype already, but compares a device with its name, which never match
+    (stage3.py _create_fp32_partitions).
     """
 
     frozen: Dtype | None
@@ -51,7 +52,7 @@ def dtypes(spec: JobSpec) -> Dtypes:
         return Dtypes(
             frozen=frozen,
             trained=compute,
-            master=compute if spec.shard.kind is ShardKind.ZERO2 else None,
+            master=compute if is_deepspeed(spec.shard.kind) else None,
             gradients=compute,
             optimizer_states=compute,
             compute=compute,

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from launcher.planner import optimizer
 from launcher.planner.foreach import foreach_term
-from launcher.planner.gradients import in_flight_numel
+from launcher.planner.gradients import in_flight_numel, is_of_embedding, running_parts
+from launcher.planner.inventory import Inventory
 from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place
 from launcher.planner.outside import managed_term
 from launcher.planner.sharding import flat
@@ -128,19 +129,21 @@ def _has_begun(work: Workload, rank: int, moment: Moment) -> bool:
     if moment in (*BEFORE_GRADIENTS, HEAD):
         return False
     found = flat.ends(work.inventory)
-    if not found:
+    if not found or moment is EMBEDDING:
         return True
-    whole = found[-1]
-    size = flat.partition_numel(whole, work.world_size)
-    end = min((rank + 1) * size, whole)
-    inventory = work.inventory
-    tail = 0 if inventory.is_tied else sum(p.numel for p in inventory.root.trained if "embed" not in p.name)
-    if moment is EMBEDDING:
-        return True
-    if moment.place is Place.FIRST:
-        before = sum(p.numel for p in inventory.root.trained if "embed" in p.name)
-        return end > before + inventory.largest_block.trained_numel
-    return end > whole - tail - (inventory.largest_block.trained_numel if moment is not AFTER_HEAD else 0)
+    end = min((rank + 1) * flat.partition_numel(found[-1], work.world_size), found[-1])
+    return end > _reached(work.inventory, found[-1], moment)
+
+
+def _reached(inventory: Inventory, whole: int, moment: Moment) -> int:
+    """Where the first gradient begins that exists: the embedding, blocks and head lie in this order."""
+    embedding = sum(p.numel for p in inventory.root.trained if is_of_embedding(p))
+    tail = sum(p.numel for p in inventory.root.trained if not is_of_embedding(p))
+    block = inventory.largest_block.trained_numel
+    to_come = block - sum(p.numel for p in running_parts(inventory, moment))
+    if moment is AFTER_HEAD:
+        return whole - tail
+    return embedding + to_come if moment.place is Place.FIRST else whole - tail - block + to_come
 
 
 def bucket_bytes(work: Workload) -> int:

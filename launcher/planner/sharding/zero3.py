@@ -23,13 +23,14 @@ from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, FROM_WRAP, at, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.weights import constants_formula
 from launcher.planner.workload import Workload
-from launcher.spec import Offload
+from launcher.spec import Loss, Offload
 from launcher.units import ceil_div
 
 SOURCE = "deepspeed 0.19.8 runtime/zero/stage3.py"
 PARTITIONS = "deepspeed 0.19.8 runtime/zero/partition_parameters.py"
 COORDINATOR = "deepspeed 0.19.8 runtime/zero/partitioned_param_coordinator.py"
 TRAINED = (State.TRAINED, State.ADAPTER)
+NORM_BYTES = 8  # deepspeed 0.19.8 runtime/utils.py get_norm_dtype: fp64
 
 
 def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
@@ -110,10 +111,8 @@ def _constants(work: Workload) -> tuple[Term, ...]:
 
 
 def _master(work: Workload) -> tuple[Term, ...]:
-    """None where the partitions are fp32 already: then they are stepped themselves."""
-    if work.dtypes.master is None:
-        return ()
-    numel, width = partition_numel(work), work.dtypes.master.num_bytes
+    """The partitions that the optimizer steps: copies even where the weights are fp32 themselves."""
+    numel, width = partition_numel(work), work.stepped_dtype.num_bytes
     return term(
         "master weights, partition",
         TermKind.MASTER_WEIGHTS,
@@ -169,16 +168,18 @@ def _initialising(work: Workload) -> tuple[Term, ...]:
 
 
 def _step(work: Workload) -> tuple[Term, ...]:
-    """One sub-group's gradients, flattened and then cast to fp32."""
+    """The norm is taken of one gradient at a time in fp64; then one sub-group's gradients are flattened and cast to
+    fp32."""
     numel, width = sub_group_numel(work), work.gradient_bytes
     factor = width + (work.stepped_dtype.num_bytes if width != work.stepped_dtype.num_bytes else 0)
+    piece = max((ceil_div(p.numel, work.world_size) for p, _ in work.inventory.counted(*TRAINED)), default=0)
     return term(
-        "gradients, flat and fp32",
+        "gradients, for their norm or flat and fp32",
         TermKind.GRADIENTS,
-        numel * factor,
+        max(numel * factor, piece * NORM_BYTES),
         (Phase.OPTIMIZER,),
-        formula=f"{numel:,} elements x {factor} B",
-        source=f"{SOURCE} _prepare_fp32_grad_for_sub_group",
+        formula=f"the larger of {numel:,} elements x {factor} B and {piece:,} of the largest gradient x {NORM_BYTES} B",
+        source=f"{SOURCE} get_grad_norm_direct, _prepare_fp32_grad_for_sub_group",
     )
 
 
@@ -248,10 +249,10 @@ def _kept(work: Workload) -> tuple[Term, ...]:
 
 def _live_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
     """Those of one moment. What the backward pass needs and the prefetcher has passed over is fetched besides. Near the
-    end nothing is left to fetch."""
+    end nothing is left to fetch. A loss that multiplies by the head itself has that gathered as well."""
     found = live_numel(work)
     numel = found.loss
-    if moment is HEAD:
+    if moment is HEAD or (moment in BEFORE_GRADIENTS and work.spec.train.loss is not Loss.CROSS_ENTROPY):
         numel = found.head
     elif moment.place is Place.LAST:
         numel = found.last_block
