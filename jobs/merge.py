@@ -2,8 +2,8 @@
 
     python -m jobs.merge --run DIR [--output DIR]
 
-The base is loaded in the run's compute dtype. A QLoRA adapter was trained beside 4-bit weights and is merged into the
-unquantised ones: the merged model is not rounded to 4 bits, and its loss differs slightly from the one in training.
+The base is loaded in the run's compute dtype. A QLoRA adapter was trained beside quantised weights and is merged into
+the unquantised ones: the merged model is not rounded, and its loss differs slightly from the one in training.
 Before the model counts, its logits are compared with those of base and adapter.
 """
 
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(str(error), markup=False, style="red", soft_wrap=True)
         return 5
     if run.spec.method.kind is MethodKind.QLORA:
-        console.print("The adapter was trained beside 4-bit weights and is merged into the unquantised base.")
+        console.print("The adapter was trained beside quantised weights and is merged into the unquantised base.")
     console.print(
         f"merged model: {merged.directory}\nlogits differ from base and adapter by {merged.difference:.1e} "
         f"of the largest (at most {merged.tolerance:.0e} is accepted)",
