@@ -53,11 +53,24 @@ def worst(found: Estimate) -> RankPlan:
     return max(found.ranks, key=lambda rank: rank.allocated_bytes + rank.outside_bytes)
 
 
-def kinds(found: Estimate) -> dict[str, int]:
-    """What the worst rank's process is made of at its peak, by kind; the allocator's slack is a kind, too."""
+def training_phase(found: Estimate) -> Phase:
+    """The part of a step in which the worst rank has the most."""
+    return max(TRAINING, key=worst(found).allocated_bytes_in)
+
+
+def training_bytes(found: Estimate) -> int:
+    """What the worst rank's process needs for its steps alone, neither loading nor evaluating nor saving."""
+    return sum(kinds(found, training_phase(found)).values())
+
+
+def kinds(found: Estimate, phase: Phase | None = None) -> dict[str, int]:
+    """What the worst rank's process is made of in a phase, its peak unless one is named, by kind; the allocator's slack
+    is a kind, too, in proportion to what is allocated."""
     rank = worst(found)
-    made = {kind.value: size for kind, size in bytes_by_kind(rank, rank.peak_phase).items()}
-    made["allocator's slack"] = found.need.reserved_bytes - rank.allocated_bytes
+    when = phase or rank.peak_phase
+    made = {kind.value: size for kind, size in bytes_by_kind(rank, when).items()}
+    allocated = rank.allocated_bytes_in(when)
+    made["allocator's slack"] = allocated * found.need.reserved_bytes // rank.allocated_bytes - allocated
     made[TermKind.OUTSIDE.value] = rank.outside_bytes
     return {kind: size for kind, size in made.items() if size}
 
@@ -72,8 +85,8 @@ def largest_first(sizes: dict[str, int], unit: int = GB, most: int = 4) -> str:
 
 
 def difference(found: Estimate, base: Estimate, times: int = 1) -> dict[str, int]:
-    """By how much each kind is more than in another plan."""
-    here, there = kinds(found), kinds(base)
+    """By how much each kind is more than in another plan, at the peak of training."""
+    here, there = kinds(found, training_phase(found)), kinds(base, training_phase(base))
     return {
         kind: times * (here.get(kind, 0) - there.get(kind, 0))
         for kind in {**here, **there}
@@ -120,7 +133,7 @@ def ablation_length() -> int:
 
     def growth(length: int) -> int:
         small, large = (estimate(ablation_job(length, *EIGHT, f"train.micro_batch={size}")) for size in (2, 16))
-        return 8 * (large.need.process_bytes - small.need.process_bytes)
+        return 8 * (training_bytes(large) - training_bytes(small))
 
     said = round((MICRO_BATCH_16_GB - BASE_GB) * GB)
     found = largest_within(growth, said, 16, 8192)
@@ -135,10 +148,11 @@ def ablation(console: Console) -> None:
     say(
         console,
         f"Assumed: A100 80 GB, adapters on all linear layers, activation checkpointing, sequences of {length} tokens. "
-        f"The length is the one figure taken from the ablation: with it the plan, too, grows by "
-        f"{MICRO_BATCH_16_GB - BASE_GB:.1f} GB from micro batch 2 to 16. Every other row is then the plan's own.",
+        f"The length is the one figure taken from the ablation: with it training, as planned, grows by "
+        f"{MICRO_BATCH_16_GB - BASE_GB:.1f} GB from micro batch 2 to 16, too. Every other row is then the plan's own. "
+        "The whole job also loads the model and evaluates, which the ablation says nothing of.",
     )
-    table = Table("change", "said, GB", "plan, GB", "between", "off by", box=None)
+    table = Table("change", "said, GB", "training alone", "off by", "whole job", "between", "its peak in", box=None)
     reasons: list[str] = []
     base = estimate(ablation_job(length, *EIGHT))
     for name, said, changes in ABLATION:
@@ -146,9 +160,15 @@ def ablation(console: Console) -> None:
         ranks = found.spec.world_size
         need = found.need
         low, high = (ranks * size / GB for size in (need.low_bytes, need.high_bytes))
-        planned = ranks * need.process_bytes / GB
+        trained, whole = ranks * training_bytes(found) / GB, ranks * need.process_bytes / GB
         table.add_row(
-            name, f"{said:.2f}", f"{planned:.2f}", f"{low:.1f} to {high:.1f}", f"{100 * (planned - said) / said:+.0f} %"
+            name,
+            f"{said:.2f}",
+            f"{trained:.2f}",
+            f"{100 * (trained - said) / said:+.0f} %",
+            f"{whole:.2f}",
+            f"{low:.1f} to {high:.1f}",
+            worst(found).peak_phase,
         )
         reasons.append(f"{name}: {_ablation_reason(found, base, said)}")
     console.print(table)
@@ -159,27 +179,20 @@ def ablation(console: Console) -> None:
 def _ablation_reason(found: Estimate, base: Estimate, said: float) -> str:
     ranks = found.spec.world_size
     if found.spec == base.spec:
-        parts = {kind: ranks * size for kind, size in kinds(found).items()}
+        parts = {kind: ranks * size for kind, size in kinds(found, training_phase(found)).items()}
         live = found.spec.shard.max_live_parameters or 0
         return (
             f"8 cards together hold {largest_first(parts, most=5)} GB. Only the weights are divided; context, NCCL, "
             f"logits, and up to {live:.0e} gathered parameters are there eight times."
         )
     if ranks == 1:
-        return f"holds {largest_first(kinds(found))} GB; {said:.2f} GB are {said * GB / GIB:.2f} GiB if GB meant 1e9."
-    planned = 8 * (found.need.process_bytes - base.need.process_bytes) / GB
-    text = (
-        f"beside the base it is said to change by {said - BASE_GB:+.1f} GB, and is planned to by {planned:+.1f}: "
-        f"{largest_first(difference(found, base, times=8)) or 'less than 0.05 each'} GB over all cards."
-    )
-    rank = worst(found)
-    if rank.peak_phase is not Phase.EVALUATION:
-        return text
-    trained = max(rank.allocated_bytes_in(phase) for phase in TRAINING)
-    apart = (rank.allocated_bytes - trained) * found.need.reserved_bytes // rank.allocated_bytes
+        held_here = largest_first(kinds(found, training_phase(found)))
+        return f"holds {held_here} GB; {said:.2f} GB are {said * GB / GIB:.2f} GiB if GB meant 1e9."
+    planned = 8 * (training_bytes(found) - training_bytes(base)) / GB
+    parts = largest_first(difference(found, base, times=8)) or "no kind by more than 0.05"
     return (
-        f"{text} The peak is in evaluation, where our job holds the logits; "
-        f"training alone takes {8 * (found.need.process_bytes - apart) / GB:.1f} GB."
+        f"beside the base training is said to change by {said - BASE_GB:+.1f} GB, and planned to by {planned:+.1f}: "
+        f"{parts} GB over all cards."
     )
 
 

@@ -33,7 +33,7 @@ def test_only_the_length_is_taken_from_the_ablation() -> None:
             folklore.estimate(folklore.ablation_job(tokens, *folklore.EIGHT, f"train.micro_batch={size}"))
             for size in (2, 16)
         )
-        return 8 * (large.need.process_bytes - small.need.process_bytes) / folklore.GB
+        return 8 * (folklore.training_bytes(large) - folklore.training_bytes(small)) / folklore.GB
 
     assert growth_gb(length) <= said < growth_gb(length + 1)
 
@@ -43,7 +43,9 @@ def test_kinds_add_up_to_the_process(name: str, said: float, changes: tuple[str,
     found = folklore.estimate(folklore.ablation_job(512, *changes))
     assert sum(folklore.kinds(found).values()) == found.need.process_bytes
     base = folklore.estimate(folklore.ablation_job(512, *folklore.EIGHT))
-    assert sum(folklore.difference(found, base).values()) == found.need.process_bytes - base.need.process_bytes
+    grown = folklore.training_bytes(found) - folklore.training_bytes(base)
+    assert sum(folklore.difference(found, base).values()) == grown
+    assert folklore.training_bytes(found) <= found.need.process_bytes
 
 
 def test_recorded_output_has_every_saying() -> None:
