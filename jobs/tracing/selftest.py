@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from jobs.tracing import cuda_runtime, kernels
+from jobs.tracing import cuda_runtime, gloo, kernels
 from jobs.tracing.recorder import Recorder
 from jobs.tracing.target import Target
 from launcher.planner.tracing.events import Kind
@@ -28,7 +28,7 @@ class SelfTestFailed(RuntimeError):
 def new_recorder(target: Target) -> Recorder:
     """A recorder for the target's device."""
     if not target.on_cuda:
-        return Recorder("cpu")
+        return Recorder("cpu", scratch_bytes=gloo.scratch_bytes)
     return Recorder("cuda", current_stream=cuda_runtime.current_stream_number, scratch_bytes=kernels.scratch_bytes)
 
 
