@@ -10,7 +10,7 @@ from launcher.planner.loss import (
     forward_bytes_per_logit,
     loss_terms,
 )
-from launcher.planner.moments import HEAD, LOSS, LOSS_BACKWARD, Moment
+from launcher.planner.moments import HEAD, HEAD_FORWARD, LOSS, LOSS_BACKWARD, Moment
 from launcher.planner.terms import at
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.workload import Workload
@@ -62,7 +62,7 @@ def _bytes_per_logit(work: Workload, moment: Moment) -> int:
         )
     if moment is LOSS_BACKWARD:
         return backward_bytes_per_logit(held) + soft_cap
-    return width + held if moment is HEAD else held
+    return width + held if moment in (HEAD_FORWARD, HEAD) else held
 
 
 def _held_bytes(work: Workload) -> int:
@@ -71,6 +71,7 @@ def _held_bytes(work: Workload) -> int:
 
 
 NAMES = {
+    HEAD_FORWARD: "logits",
     LOSS: "logits and log-softmax",
     LOSS_BACKWARD: "log-softmax and its gradients",
     HEAD: "gradient of the logits",

@@ -41,6 +41,7 @@ class Moment:
 
 
 # The phases are the job's own (jobs/phases.py): the loss ends where the backward pass begins.
+HEAD_FORWARD = Moment(name="in the head", phase=Phase.LOSS)
 LOSS = Moment(name="at the loss", phase=Phase.LOSS)
 LOSS_BACKWARD = Moment(name="in the loss's backward pass", phase=Phase.BACKWARD)
 HEAD = Moment(name="in the head's backward pass", phase=Phase.BACKWARD)
@@ -50,5 +51,5 @@ IN_BLOCKS = tuple(
 )
 EMBEDDING = Moment(name="in the embedding's backward pass", phase=Phase.BACKWARD)
 
-MOMENTS = (LOSS, LOSS_BACKWARD, HEAD, AFTER_HEAD, *IN_BLOCKS, EMBEDDING)
-BEFORE_GRADIENTS = (LOSS, LOSS_BACKWARD)
+MOMENTS = (HEAD_FORWARD, LOSS, LOSS_BACKWARD, HEAD, AFTER_HEAD, *IN_BLOCKS, EMBEDDING)
+BEFORE_GRADIENTS = (HEAD_FORWARD, LOSS, LOSS_BACKWARD)

@@ -7,7 +7,7 @@ from launcher.planner import quantisation
 from launcher.planner.constants import Key
 from launcher.planner.experts import merged_at, merged_terms
 from launcher.planner.inventory import Held, State
-from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, LOSS, Moment, Place
+from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, HEAD_FORWARD, LOSS, Moment, Place
 from launcher.planner.terms import FROM_FIRST_STEP, at, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.workload import Workload
@@ -113,7 +113,7 @@ def cast_numel(work: Workload, moment: Moment) -> int:
         return 0
     blocks = sum(block.copies * _cast_numel(work, block.parameters) for block in work.inventory.blocks)
     head = _cast_numel(work, work.inventory.root.parameters)
-    if moment is LOSS:
+    if moment in (HEAD_FORWARD, LOSS):
         return blocks + head
     waiting = 0 if work.checkpointing else blocks
     if moment.place is None:

@@ -33,6 +33,7 @@ from launcher.planner.moments import (
     BEFORE_GRADIENTS,
     EMBEDDING,
     HEAD,
+    HEAD_FORWARD,
     LOSS,
     LOSS_BACKWARD,
     Moment,
@@ -319,7 +320,7 @@ def _gathered_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
     tied = work.inventory.is_tied
     copies = found.tail if tied or moment in (*BEFORE_GRADIENTS, HEAD) else 0
     ahead = found.block
-    if moment is LOSS:
+    if moment in (HEAD_FORWARD, LOSS):
         ahead = found.block if tied else found.tail
     elif moment is LOSS_BACKWARD:
         ahead = 0
@@ -329,7 +330,7 @@ def _gathered_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
         copies += 0 if tied or _reduces_alone(work) else found.embedding
         ahead = 0
     if not work.spec.shard.reshard_after_forward:
-        ahead = found.tail if moment is LOSS and not tied else 0
+        ahead = found.tail if moment in (HEAD_FORWARD, LOSS) and not tied else 0
         copies += found.embedding if moment is not EMBEDDING else 0
         running = {Place.FIRST: found.block, None: 0 if moment is EMBEDDING else found.every_block}
         copies += running.get(moment.place, found.every_block)

@@ -13,7 +13,7 @@ from launcher.planner import optimizer, quantisation
 from launcher.planner.foreach import foreach_term
 from launcher.planner.gradients import in_flight_numel
 from launcher.planner.inventory import Held, State
-from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place
+from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, HEAD_FORWARD, Moment, Place
 from launcher.planner.outside import managed_term
 from launcher.planner.sharding import prefetch
 from launcher.planner.sharding.fsdp import KINDS, storage_bytes
@@ -252,7 +252,9 @@ def _live_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
     end nothing is left to fetch. A loss that multiplies by the head itself has that gathered as well."""
     found = live_numel(work)
     numel = found.loss
-    if moment is HEAD or (moment in BEFORE_GRADIENTS and work.spec.train.loss is not Loss.CROSS_ENTROPY):
+    if moment in (HEAD_FORWARD, HEAD) or (
+        moment in BEFORE_GRADIENTS and work.spec.train.loss is not Loss.CROSS_ENTROPY
+    ):
         numel = found.head
     elif moment.place is Place.LAST:
         numel = found.last_block
