@@ -45,7 +45,7 @@ def trace(request: Request) -> int:
     try:
         spec = read_job(request.job)
         set_environment(spec, request.rank)
-        write(record(spec, request.rank, say), request.out)
+        write(record(spec, request.rank, say, scratch=request.out.parent), request.out)
     except BaseException:  # noqa: BLE001 - the process ends here either way
         traceback.print_exc()
         return 1

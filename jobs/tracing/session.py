@@ -36,10 +36,13 @@ def set_environment(spec: JobSpec, rank: int) -> None:
     )
 
 
-def record(spec: JobSpec, rank: int, say: Callable[[str], None] = lambda _text: None) -> Trace:
+def record(
+    spec: JobSpec, rank: int, say: Callable[[str], None] = lambda _text: None, *, scratch: Path | None = None
+) -> Trace:
     """Trace one rank of a job in this process, which is of no use for anything else afterwards.
 
-    say() is told what is being done.
+    say() is told what is being done. scratch: where the job's run folder is made; whoever owns it removes what a
+    killed tracer leaves there.
     """
     began_s = time.perf_counter()
     say("importing libraries")
@@ -87,7 +90,7 @@ def record(spec: JobSpec, rank: int, say: Callable[[str], None] = lambda _text: 
     recorder = selftest.new_recorder(target)
     if spec.method.quant_type is not None:
         recorder.expansions = quantised.install(target, notes.append)
-    with tempfile.TemporaryDirectory(prefix="fitlaunch-trace-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fitlaunch-trace-", dir=scratch) as folder:
         run = RunFolder(Path(folder))
         run.job.write_text(to_json(spec))
         job = TracedJob(target=target, run=run, recorder=recorder, say=say)
