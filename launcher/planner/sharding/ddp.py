@@ -109,9 +109,8 @@ def _in_flight(work: Workload, moment: Moment) -> tuple[Term, ...]:
     is_cast = work.autocasts_weights and moment is not EMBEDDING  # a lookup is not
     is_beside = work.accumulates or has_views(work)
     width = (work.matmul_bytes if is_cast else 0) + (work.gradient_bytes if is_beside else 0)
-    if moment is EMBEDDING and work.inventory.is_tied and not is_beside:
-        width += work.gradient_bytes
-    waiting = waiting_numel(work.inventory, moment) if is_beside and moment is not HEAD else 0
+    waits = moment is EMBEDDING or (is_beside and moment is not HEAD)
+    waiting = waiting_numel(work.inventory, moment) if waits else 0
     return at(
         moment,
         "gradient in flight",

@@ -374,8 +374,8 @@ def _reduced(work: Workload, moment: Moment) -> tuple[Term, ...]:
         scattered = 0
     elif moment is AFTER_HEAD or moment.place is Place.LAST:
         scattered = at_tail
-    elif moment is EMBEDDING and (inventory.is_tied or _reduces_alone(work)):
-        scattered, waiting = reduced_numel(work, last_group(work)), 0
+    elif moment is EMBEDDING and not inventory.is_tied and _reduces_alone(work):
+        scattered = reduced_numel(work, last_group(work))
     unsharded, width = waiting + made, reduce_bytes(work)
     return (
         *at(
