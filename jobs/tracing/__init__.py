@@ -8,7 +8,6 @@ fake tensors cannot is replaced here, as little of it as possible:
     cuda_runtime.py     torch.cuda: streams, properties and memory of the GPU that is planned for
     fake_tensors.py     what torch keeps from fake tensors: Module.to, foreach and fused steps, storage.resize_
     attention.py        the kernel that scaled_dot_product_attention would choose on the GPU
-    autocast.py         torch.autocast("cuda") without CUDA
     process_group.py    the other ranks
     ddp.py fsdp.py zero.py quantised.py    DistributedDataParallel, FSDP2, DeepSpeed, bitsandbytes: a file for each
     huggingface.py      transformers' branches that look at values, and its loading of weights

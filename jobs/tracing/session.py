@@ -50,7 +50,6 @@ def record(
 
     from jobs.tracing import (
         attention,
-        autocast,
         cuda_runtime,
         ddp,
         fake_cuda,
@@ -74,7 +73,6 @@ def record(
         fake_cuda.install()
         cuda_runtime.install(target, Recorder.active)
         attention.install(target)
-        autocast.install()
     fake_tensors.install(Recorder.active)
     process_group.install(target)
     huggingface.install(target)
