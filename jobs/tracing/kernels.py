@@ -58,3 +58,14 @@ FORMULAS: dict[Any, Callable[[tuple[Any, ...]], int]] = {
 MATRIX_PRODUCTS = frozenset(
     {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten._grouped_mm.default}
 )
+
+_CUDA_KERNELS = torch.library.Library("aten", "IMPL")  # registrations last as long as this does
+
+
+def install() -> None:
+    """Stand in for kernels of a CUDA build that decide how an operation is taken apart.
+
+    A build without them takes SiLU's gradient, for want of a kernel of its own, as five operations with their
+    tensors (aten/src/ATen/native/native_functions.yaml silu_backward, CompositeImplicitAutograd).
+    """
+    _CUDA_KERNELS.impl("silu_backward", lambda _gradient, inputs: torch.empty_like(inputs), "CUDA")

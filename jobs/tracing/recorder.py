@@ -23,6 +23,7 @@ from launcher.planner.tracing.events import Event, Kind, Label, Mark
 from launcher.planner.types import Phase, TermKind
 
 aten = torch.ops.aten
+SILU_GRADIENT = aten.silu_backward.default
 DEVICE_OF = torch.ops.prim.device.default
 META = torch.device("meta")
 
@@ -194,11 +195,8 @@ class Recorder(TorchDispatchMode):
             with self:
                 return self.expansions[func](*args, **kwargs)
         scratch = self._scratch_bytes(func, args, kwargs)
-        if func is aten.silu_backward.default:
-            # One kernel on every device; fake tensors take it apart, into four more tensors of its input's size.
-            result = aten.empty_like.default(args[1])
-        else:
-            result = func(*args, **kwargs)
+        # SiLU's gradient is one kernel on every device; fake tensors take it apart, into four more tensors.
+        result = aten.empty_like.default(args[1]) if func is SILU_GRADIENT else func(*args, **kwargs)
         self.num_operations += 1
         name = func._schema.name if hasattr(func, "_schema") else str(func)
         if scratch:

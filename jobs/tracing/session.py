@@ -56,6 +56,7 @@ def record(
         fake_tensors,
         fsdp,
         huggingface,
+        kernels,
         process_group,
         quantised,
         selftest,
@@ -73,6 +74,7 @@ def record(
         fake_cuda.install()
         cuda_runtime.install(target, Recorder.active)
         attention.install(target)
+        kernels.install()
     fake_tensors.install(Recorder.active)
     process_group.install(target)
     huggingface.install(target)
