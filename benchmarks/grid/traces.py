@@ -25,7 +25,7 @@ class Failed:
 
 
 def import_libraries() -> None:
-    """All that a trace imports, before any thread is started. Two ways into DeepSpeed exist; both are taken here."""
+    """All that a trace imports, before any thread is started."""
     os.environ.update(DS_ACCELERATOR="cuda", HF_HUB_OFFLINE="1", TORCHDYNAMO_DISABLE="1", CUDA_VISIBLE_DEVICES="")
     import accelerate  # noqa: F401
     import bitsandbytes  # noqa: F401
