@@ -1,7 +1,7 @@
 """What gloo takes inside its collectives, on the CPU (torch 2.13, csrc/distributed/c10d/ProcessGroupGloo.cpp).
 
-An all-gather collects into one tensor of its own and copies from it; a reduce-scatter reduces a copy of its input.
-NCCL needs neither.
+An all-gather collects into one tensor of its own and copies from it, a reduce-scatter reduces a copy of its input, and
+the rank that scatters copies what it sends into one tensor. NCCL needs none of them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ def scratch_bytes(operation: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]
         return _num_bytes(args[0])
     if operation is c10d._reduce_scatter_base_.default:
         return _num_bytes(args[1])
+    if operation is c10d.scatter_.default:
+        return sum(_num_bytes(tensor) for tensors in args[1] for tensor in tensors)
     return 0
 
 
