@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from launcher.models import Role
 from launcher.planner import optimizer, quantisation
+from launcher.planner.block import has_adapted_experts
 from launcher.planner.foreach import foreach_term
 from launcher.planner.gradients import in_flight_numel
 from launcher.planner.inventory import Held, State
@@ -81,7 +82,7 @@ def terms(work: Workload, rank: int) -> tuple[Term, ...]:
 def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
     """Gathered parameters, and the gradient that is on its way to its partition."""
     del rank
-    return (*_live_at(work, moment), *_in_flight(work, moment))
+    return (*_live_at(work, moment), *_experts_at(work, moment), *_in_flight(work, moment))
 
 
 def _shards(work: Workload) -> tuple[Term, ...]:
@@ -269,6 +270,27 @@ def fetched_numels(work: Workload) -> tuple[int, int]:
     """Elements of the embedding and of a block that are gathered and released."""
     embedding = [p for p in work.inventory.root.parameters if p.role is Role.EMBEDDING]
     return _released_numel(work, embedding), _released_numel(work, work.inventory.largest_block.parameters)
+
+
+def _experts_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """Stacked experts that autograd has saved for their inputs' gradient, without checkpointing those of all blocks:
+    releasing a parameter leaves saved views of it alone. Linear layers are DeepSpeed's own, which save nothing of
+    theirs (runtime/zero/linear.py); of adapted experts the merged weights are saved instead."""
+    if work.checkpointing or moment is EMBEDDING or moment.place is Place.FIRST:
+        return ()
+    numel = sum(
+        block.copies * sum(p.numel for p in block.parameters if p.role is Role.EXPERT)
+        for block in work.inventory.blocks
+        if not has_adapted_experts(block)
+    )
+    return at(
+        moment,
+        "experts kept by autograd, whole",
+        TermKind.SHARDING_BUFFERS,
+        numel * work.matmul_bytes,
+        formula=f"{numel:,} elements x {work.matmul_bytes} B",
+        source="transformers 5.23 integrations/moe.py; torch 2.13 derivatives.yaml _grouped_mm",
+    )
 
 
 def _released_numel(work: Workload, parameters: Iterable[Held]) -> int:
