@@ -2,7 +2,8 @@
 
 Every architecture in every cell, and what else changes memory around three of them; realistic widths with few layers,
 and some whole models. The bounds: persistent bytes within 3 %, the peak of a steady step within 8 %. What is out of
-them is listed. Traces are kept (--cache) and not made again; the whole grid takes about half an hour on two cores.
+them is listed. Traces are kept (--cache) and not made again: --cached takes those that are there alone. Remove them
+when the tracer changes.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _print(console: Console, compared: Sequence[Compared], failed: Sequence[tuple[Case, str]]) -> None:
-    console.print(f"{len(compared)} jobs, rank {RANK}; error: closed form / trace - 1")
+    console.print(f"{len(compared)} of {len(grid())} jobs, rank {RANK}; error: closed form / trace - 1")
     console.print(_table(compared))
     misses = sorted((one for one in compared if one.misses), key=lambda one: -abs(one.peak_error))
     console.print(f"out of bounds: {len(misses)} of {len(compared)}")
