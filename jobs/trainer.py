@@ -20,7 +20,7 @@ from jobs.stop import sum_over_ranks
 from launcher.planner.types import Phase
 from launcher.precision import is_deepspeed
 from launcher.runs.layout import RunFolder
-from launcher.spec import JobSpec, ShardKind
+from launcher.spec import JobSpec, MethodKind, ShardKind
 
 ROW = "row"
 NUM_TOKENS = "num_tokens"
@@ -176,6 +176,17 @@ class JobTrainer(Trainer):
             self.on_checkpoint(folder)
         self.barrier()
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model. Under ZeRO-2 every rank has it whole, and rank 0 alone copies what it writes: accelerate 1.15
+        (get_state_dict) would copy all of it, the frozen weights too, on every rank."""
+        if self.spec.shard.kind is not ShardKind.ZERO2:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model)
+            # The engine's parameters are views of one flat buffer, which torch.save would write whole for each of them.
+            state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in _written(model, self.spec).items()}
+            self._save(output_dir, state_dict=without_tied_copies(state, model.all_tied_weights_keys))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.saved_dtype is None or not self.args.should_save:
             super()._save(output_dir, state_dict)
@@ -192,6 +203,13 @@ class JobTrainer(Trainer):
         """Wait for all ranks."""
         if dist.is_initialized():
             dist.barrier()
+
+
+def _written(model: Any, spec: JobSpec) -> dict[str, torch.Tensor]:
+    """What is saved of a model that this rank has whole: all of it, or what is trained beside a frozen base."""
+    if spec.method.kind is MethodKind.FULL:
+        return dict(model.state_dict())
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def without_tied_copies(state: dict[str, torch.Tensor], tied: Mapping[str, str]) -> dict[str, torch.Tensor]:

@@ -193,12 +193,11 @@ def _offloaded(work: Workload) -> tuple[HostTerm, ...]:
 def gathered_on_save(work: Workload) -> tuple[int, int, str, str]:
     """Bytes that one rank gathers in host RAM when the model is saved, how many ranks of the first node do, what it is,
     and the source (transformers 5.23 trainer.py save_model; accelerate 1.15 accelerator.py get_state_dict)."""
-    ranks, kind = work.spec.gpus_per_node, work.spec.shard.kind
+    kind = work.spec.shard.kind
     is_full = work.spec.method.kind is MethodKind.FULL
     trained = work.inventory.trained_numel * work.dtypes.trained.num_bytes
     if kind is ShardKind.ZERO2:
-        source = "accelerate 1.15 accelerator.py get_state_dict, deepspeed 0.19.8 checkpoint/utils.py"
-        return module_bytes(work), ranks, "every rank copies the whole model", f"{source} clone_tensors_for_torch_save"
+        return module_bytes(work) if is_full else trained, 1, "rank 0 copies what it writes", "jobs/trainer.py save_model"
     if kind is ShardKind.FSDP:
         source = "torch 2.13 distributed/checkpoint/state_dict.py: full_state_dict, cpu_offload"
         return module_bytes(work), 1, "rank 0 gathers the whole model", source

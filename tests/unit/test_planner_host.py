@@ -37,10 +37,10 @@ def test_weights_are_converted_by_every_rank_or_not_at_all() -> None:
         assert read not in terms(**({"method": "full", "gpus": 4} | options))
 
 
-def test_every_rank_of_zero2_copies_the_model_to_save_it() -> None:
+def test_rank_0_gathers_or_copies_what_it_writes() -> None:
     gathered = "gathered to be saved"
-    whole = 2 * NUMEL + 2 * ADAPTER
-    assert terms(shard="zero2", gpus=4)[gathered] == 4 * whole
+    assert terms(shard="zero2", gpus=4)[gathered] == 2 * ADAPTER
+    assert terms(method="full", shard="zero2", gpus=4)[gathered] == 2 * NUMEL
     assert terms(shard="fsdp", gpus=4)[gathered] == 2 * NUMEL + 4 * ADAPTER
     assert terms(shard="zero3", gpus=4)[gathered] == 2 * ADAPTER
     assert terms(shard="ddp", gpus=4)[gathered] == 4 * ADAPTER
