@@ -197,9 +197,9 @@ def adapted_modules(block: Block) -> dict[str, Held]:
 def adapter_bytes(work: Workload, adapted: dict[str, Held]) -> int:
     """LoRA's extra saved inputs: for A its input, for B the output of A.
 
-    Adapters in fp32 under autocast cast the input first, so each keeps a copy of its own in the compute dtype; those of
-    a quantised layer leave that to autocast, which has nothing to cast. Without autocast the copy is in their own
-    dtype. Adapters in the dtype of their input keep the input itself, which the layers of one group share. With dropout
+    Adapters in fp32 under autocast cast the input first, so each keeps a copy of its own in the compute dtype; on CUDA
+    those of a quantised layer leave that to autocast, which has nothing to cast. Without autocast the copy is in their
+    own dtype. Adapters in the dtype of their input keep the input itself, which the layers of one group share. With dropout
     each keeps its own dropped-out copy and the mask (peft 0.21 tuners/lora/layer.py Linear.forward, bnb.py).
     """
     width = work.adapter_input_bytes
@@ -221,8 +221,12 @@ def adapter_bytes(work: Workload, adapted: dict[str, Held]) -> int:
 
 
 def casts_adapter_inputs(work: Workload) -> bool:
-    """Whether each adapter casts its input to fp32 before autocast casts it back."""
-    return work.autocasts_weights and work.spec.method.kind is not MethodKind.QLORA
+    """Whether each adapter casts its input to fp32 before autocast casts it back.
+
+    Those of quantised layers only where autocast is not on, and they ask for CUDA's, whatever the device (peft 0.21
+    tuners/lora/bnb.py: torch.is_autocast_enabled()): on a CPU they cast.
+    """
+    return work.autocasts_weights and (work.spec.method.kind is not MethodKind.QLORA or not work.on_cuda)
 
 
 def _dropout_mask_bytes(work: Workload) -> int:

@@ -87,7 +87,7 @@ def test_merged_is_base_and_adapter(
     folder = finish(tmp_path, base, method, precision)
     assert merge.main(["--run", str(folder.root)]) == 0
     told = capsys.readouterr().err
-    assert ("4-bit" in told) == (method is MethodKind.QLORA)
+    assert ("quantised" in told) == (method is MethodKind.QLORA)
     merged = AutoModelForCausalLM.from_pretrained(folder.root / "merged").eval()
     assert not isinstance(merged, PeftModel)
     assert merged.dtype == {Precision.FP32: torch.float32, Precision.BF16_MIXED: torch.bfloat16}[precision]
