@@ -57,7 +57,10 @@ def prepare(overrides: Sequence[str], compose: Compose, host: Host, screen: Trac
     conf = compose(())
     constants = load_constants(os.environ)
     by = PlanBy(conf["plan"]["by"])
-    plan = _by_instrument(make_plan(make_spec(conf, host), listed_devices(), constants), by, screen)
+    # A sweep shows a line for each plan; only fit=auto asks what would make a cell fit.
+    propose = screen is not None or conf["fit"] == Fit.AUTO or conf["plan"]["format"] == PlanFormat.JSON
+    plan = make_plan(make_spec(conf, host), listed_devices(), constants, propose=propose)
+    plan = _by_instrument(plan, by, screen)
     applied: tuple[str, ...] = ()
     if conf["fit"] == Fit.AUTO and plan.verdict is Verdict.DOES_NOT_FIT:
         applied, spec = _first_that_runs(equivalents(plan), compose, host)

@@ -16,17 +16,21 @@ from launcher.spec import DeviceSpec, JobSpec
 INSTRUMENT = "closed form"
 
 
-def make_plan(spec: JobSpec, cards: Sequence[DeviceSpec], constants: Constants | None = None) -> MemoryPlan:
+def make_plan(
+    spec: JobSpec, cards: Sequence[DeviceSpec], constants: Constants | None = None, *, propose: bool = True
+) -> MemoryPlan:
     """Plan a job. Its micro batch is chosen where it is None: the largest that fits the device and divides a rank's
     share of the global batch; 1 where none fits or no card is named.
 
     cards: those to look through for the smallest that would hold a job that has no card, or does not fit its own.
     constants: with what was calibrated; those that the project ships otherwise.
+    propose: look for what would make it fit, and for the smallest card, which takes dozens of plans.
     """
     estimator = Estimator(model_shape(spec.model.config), constants=constants)
     found = estimator.best(spec)
-    proposed = suggestions(estimator, spec, found) if found.verdict in UNSURE else ()
-    wanted = found.verdict is Verdict.NO_CARD or (found.verdict is Verdict.DOES_NOT_FIT and not proposed)
+    proposed = suggestions(estimator, spec, found) if propose and found.verdict in UNSURE else ()
+    hopeless = propose and found.verdict is Verdict.DOES_NOT_FIT and not proposed
+    wanted = found.verdict is Verdict.NO_CARD or hopeless
     worst = max(found.ranks, key=lambda rank: rank.allocated_bytes + rank.outside_bytes)
     on_host = host.host_terms(found.work, found.need.process_bytes)
     checkpoint, result = disk.checkpoint_terms(found.work), disk.result_terms(found.work)
