@@ -19,6 +19,7 @@ def install(recorder: Callable[[], Recorder | None]) -> None:
     _give_addresses()
     _let_modules_move()
     _let_optimizers_choose()
+    _multiply_groups_in_any_dtype()
     _watch_resizes(recorder)
 
 
@@ -101,6 +102,21 @@ def _let_optimizers_choose() -> None:
     torch/utils/_foreach_utils.py); a fake tensor stands for a plain one."""
     for name in ("torch.optim.optimizer", "torch.utils._foreach_utils"):
         import_module(name)._foreach_supported_types.append(FakeTensor)
+
+
+def _multiply_groups_in_any_dtype() -> None:
+    """The shape function of a grouped product (torch/_meta_registrations.py) takes bf16 alone. The kernels take fp32
+    and fp16 too, which the experts of a model trained in fp32 have, under autocast as well: it is asked for bf16."""
+    registrations = import_module("torch._meta_registrations")
+    original = registrations._meta_grouped_mm_common
+
+    def common(mat_a: torch.Tensor, mat_b: torch.Tensor, **options: Any) -> torch.Tensor:
+        if mat_a.dtype not in (torch.float32, torch.float16) or options["scale_a"] is not None:
+            return original(mat_a, mat_b, **options)  # type: ignore[no-any-return]
+        product = original(mat_a.to(torch.bfloat16), mat_b.to(torch.bfloat16), **options)
+        return product.to(options["out_dtype"] or mat_a.dtype)  # type: ignore[no-any-return]
+
+    registrations._meta_grouped_mm_common = common
 
 
 def _watch_resizes(recorder: Callable[[], Recorder | None]) -> None:

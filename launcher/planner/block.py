@@ -199,8 +199,8 @@ def adapter_bytes(work: Workload, adapted: dict[str, Held]) -> int:
 
     Adapters in fp32 under autocast cast the input first, so each keeps a copy of its own in the compute dtype; on CUDA
     those of a quantised layer leave that to autocast, which has nothing to cast. Without autocast the copy is in their
-    own dtype. Adapters in the dtype of their input keep the input itself, which the layers of one group share. With dropout
-    each keeps its own dropped-out copy and the mask (peft 0.21 tuners/lora/layer.py Linear.forward, bnb.py).
+    own dtype. Adapters in the dtype of their input keep the input itself, which the layers of one group share. With
+    dropout each keeps its own dropped-out copy and the mask (peft 0.21 tuners/lora/layer.py Linear.forward, bnb.py).
     """
     width = work.adapter_input_bytes
     own_copy = casts_adapter_inputs(work) or width != work.compute_bytes or bool(work.spec.method.dropout)

@@ -197,7 +197,12 @@ def gathered_on_save(work: Workload) -> tuple[int, int, str, str]:
     is_full = work.spec.method.kind is MethodKind.FULL
     trained = work.inventory.trained_numel * work.dtypes.trained.num_bytes
     if kind is ShardKind.ZERO2:
-        return module_bytes(work) if is_full else trained, 1, "rank 0 copies what it writes", "jobs/trainer.py save_model"
+        return (
+            module_bytes(work) if is_full else trained,
+            1,
+            "rank 0 copies what it writes",
+            "jobs/trainer.py save_model",
+        )
     if kind is ShardKind.FSDP:
         source = "torch 2.13 distributed/checkpoint/state_dict.py: full_state_dict, cpu_offload"
         return module_bytes(work), 1, "rank 0 gathers the whole model", source

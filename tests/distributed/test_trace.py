@@ -76,12 +76,19 @@ def in_order(events: list[Event]) -> list[list[Event]]:
     return [sorted(group, key=lambda event: event.block) if is_free else list(group) for is_free, group in groups]
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_every_architecture_is_traced(server: TraceServer, tmp_path: Path, model_type: str) -> None:
-    half = "train.precision=bf16_pure"
-    job = spec(tmp_path, model_type, "method=full", "shard=ddp", "gpus=1", "device=h100-80g", half)
+# Experts in fp32 too: autocast leaves their grouped products alone.
+IN_HALF = [(model_type, "bf16_pure", 2) for model_type in MODEL_TYPES]
+IN_FULL = [(model_type, "bf16_mixed", 4) for model_type in ("llama", "mixtral", "qwen3_moe")]
+
+
+@pytest.mark.parametrize(("model_type", "precision", "width"), [*IN_HALF, *IN_FULL])
+def test_every_architecture_is_traced(
+    server: TraceServer, tmp_path: Path, model_type: str, precision: str, width: int
+) -> None:
+    options = ("method=full", "shard=ddp", "gpus=1", "device=h100-80g", f"train.precision={precision}")
+    job = spec(tmp_path, model_type, *options)
     found = trace(server, job, tmp_path)
-    size_bytes = 2 * model_shape(job.model.config).num_parameters
+    size_bytes = width * model_shape(job.model.config).num_parameters
     # Beside them stand the positions' few buffers and a step counter for each tensor.
     assert 0 <= held(found, Phase.OPTIMIZER, TermKind.WEIGHTS) - size_bytes < SMALL_BYTES
     assert held(found, Phase.OPTIMIZER, TermKind.GRADIENTS) == size_bytes

@@ -65,7 +65,7 @@ def test_checkpointing_costs_a_forward_pass_of_the_blocks() -> None:
 
 
 def test_selective_checkpointing_runs_the_wide_products_again() -> None:
-    """Llama 3 8B without its adapters: gate, up and down projections of 4096 x 14336, of 218.1e6 elements in a layer."""
+    """Llama 3 8B without its adapters: gate, up and down projections of 4096 x 14336, 218.1e6 elements a layer."""
     found = operations(workload(job(checkpointing="selective", rank=1, targets=("q_proj",), sequence_length=8)))
     wide, layer = 3 * 4096 * 14336, 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336
     assert found.recomputed / found.blocks == pytest.approx(wide / layer, rel=1e-3)
