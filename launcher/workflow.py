@@ -17,8 +17,7 @@ from launcher.devices import listed_devices
 from launcher.errors import DoesNotFit, InputError
 from launcher.host import Host
 from launcher.planner.calibration import load_constants
-from launcher.planner.plan import equivalents, make_plan
-from launcher.planner.traced import is_close, plan_by_trace
+from launcher.planner.plan import equivalents, is_close, make_plan
 from launcher.planner.types import MemoryPlan, Verdict
 from launcher.report.plan_json import plan_json
 from launcher.report.plan_table import show_plan
@@ -83,7 +82,8 @@ def _by_instrument(plan: MemoryPlan, by: PlanBy, screen: TraceScreen | None) -> 
     wanted = by is PlanBy.TRACE or (by is PlanBy.AUTO and screen is not None and is_close(plan))
     if not wanted:
         return plan
-    from launcher.planner.tracing.tracer import make_tracer  # most plans need none of it
+    from launcher.planner.traced import plan_by_trace  # most plans need none of it
+    from launcher.planner.tracing.tracer import make_tracer
 
     screen = screen or TraceScreen(None)
     with screen.shown():

@@ -9,8 +9,7 @@ from launcher.planner import disk, host
 from launcher.planner.cards import smallest_card
 from launcher.planner.constants import Constants
 from launcher.planner.estimate import Estimator
-from launcher.planner.fit import suggestions
-from launcher.planner.types import MemoryPlan, Verdict
+from launcher.planner.types import MemoryPlan, Suggestion, Verdict
 from launcher.spec import DeviceSpec, JobSpec
 
 INSTRUMENT = "closed form"
@@ -28,7 +27,11 @@ def make_plan(
     """
     estimator = Estimator(model_shape(spec.model.config), constants=constants)
     found = estimator.best(spec)
-    proposed = suggestions(estimator, spec, found) if propose and found.verdict in UNSURE else ()
+    proposed: tuple[Suggestion, ...] = ()
+    if propose and found.verdict in UNSURE:
+        from launcher.planner.fit import suggestions  # most plans fit and need none of it
+
+        proposed = suggestions(estimator, spec, found)
     hopeless = propose and found.verdict is Verdict.DOES_NOT_FIT and not proposed
     wanted = found.verdict is Verdict.NO_CARD or hopeless
     worst = max(found.ranks, key=lambda rank: rank.allocated_bytes + rank.outside_bytes)
@@ -63,3 +66,8 @@ UNSURE = (Verdict.TOO_CLOSE, Verdict.DOES_NOT_FIT)
 def equivalents(plan: MemoryPlan) -> tuple[tuple[str, ...], ...]:
     """The overrides of the suggestions that leave the training as it is, the cheapest first."""
     return tuple(found.overrides for found in plan.suggestions if not found.changes_training)
+
+
+def is_close(plan: MemoryPlan) -> bool:
+    """Whether the closed form cannot decide, and a trace may."""
+    return plan.verdict is Verdict.TOO_CLOSE

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from launcher.planner.tracing.failure import TraceFailed
 from launcher.planner.tracing.summary import Summary
-from launcher.planner.types import MemoryPlan, Phase, RankPlan, Term, TermKind, Verdict
+from launcher.planner.types import MemoryPlan, Phase, RankPlan, Term, TermKind
 from launcher.planner.verdict import Need, verdict
 from launcher.spec import JobSpec
 
@@ -139,8 +139,3 @@ def plan_by_trace(plan: MemoryPlan, summarise: Summarise, complain: Callable[[st
     except TraceFailed as error:
         complain(str(error))
         return untraced_plan(plan)
-
-
-def is_close(plan: MemoryPlan) -> bool:
-    """Whether the closed form cannot decide, and a trace may."""
-    return plan.verdict is Verdict.TOO_CLOSE

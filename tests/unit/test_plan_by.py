@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from launcher.planner import traced
+from launcher.planner.plan import is_close
 from launcher.planner.tracing import tracer
 from launcher.planner.tracing.failure import TraceFailed
 from launcher.planner.tracing.summary import PhasePeak, Summary
@@ -85,7 +86,7 @@ def test_what_is_close_is_what_the_verdict_calls_so() -> None:
     card = "device=rtx4090"
     lengths = (1024, 2048, 3072, 4096, 6144, 8192)
     plans = [plan("plan.by=closed_form", card, f"train.sequence_length={n}", "fit=warn").plan for n in lengths]
-    assert [traced.is_close(one) for one in plans] == [one.verdict is Verdict.TOO_CLOSE for one in plans]
+    assert [is_close(one) for one in plans] == [one.verdict is Verdict.TOO_CLOSE for one in plans]
 
 
 def test_a_sweep_traces_only_where_it_is_told_to(stub: StubTracer, monkeypatch: pytest.MonkeyPatch) -> None:
