@@ -80,7 +80,8 @@ class Need:
     """What the worst rank takes of its device, with bounds.
 
     least_bytes: the smallest device on which it is expected to survive, by giving back what is only cached.
-    low_bytes and high_bytes bound what it needs: with less than the one it fails, with the other it has all it takes.
+    low_bytes and high_bytes bound what it needs: with less than the one it fails, with the other it has all it takes,
+    cache and error included.
     """
 
     reserved_bytes: int
@@ -109,7 +110,7 @@ def need(spec: JobSpec, rank: RankPlan, constants: Constants | None = None) -> N
         process_bytes=reserved + outside,
         least_bytes=least + outside,
         low_bytes=allocated * (100 - interval) // 100 + outside,
-        high_bytes=max(reserved, least * (100 + interval) // 100) + outside,
+        high_bytes=reserved * (100 + interval) // 100 + outside,
     )
 
 
