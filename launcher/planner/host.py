@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from launcher.planner import optimizer
 from launcher.planner.constants import Key
 from launcher.planner.inventory import State
-from launcher.planner.sharding import fsdp, zero2, zero3
+from launcher.planner.sharding import fsdp, rows, zero2, zero3
 from launcher.planner.types import HostMoment, HostTerm
 from launcher.planner.workload import Workload
 from launcher.spec import Dtype, MethodKind, Offload, ShardKind
@@ -122,8 +122,8 @@ def offloaded_bytes_per_rank(work: Workload) -> int:
         return 0
     match shard.kind:
         case ShardKind.FSDP:
-            weights = sum(fsdp.shard_bytes(work, state) for state in State if work.inventory.numel(state))
-            tensors = fsdp.local_tensors(work, 0)
+            weights = sum(rows.shard_bytes(work, state) for state in State if work.inventory.numel(state))
+            tensors = rows.local_tensors(work, 0)
             states = optimizer.states_bytes(work.spec.train.optimizer, tensors, work.dtypes.optimizer_states)
             return weights + fsdp.sharded_gradient_bytes(work) + states
         case ShardKind.ZERO2:
@@ -150,9 +150,9 @@ def pinned_blocks(work: Workload) -> tuple[int, ...]:
         return ()
     if shard.kind is ShardKind.FSDP:
         return tuple(
-            fsdp.padded_numel(shape, work.world_size) * width
+            rows.padded_numel(shape, work.world_size) * width
             for parameter, count in work.inventory.counted()
-            for shape, width in [fsdp.stored(work, parameter)]
+            for shape, width in [rows.stored(work, parameter)]
             for _ in range(count)
         )
     if shard.kind is ShardKind.ZERO2:
@@ -218,7 +218,7 @@ def module_bytes(work: Workload) -> int:
     return sum(
         count * shape_numel(shape) * width
         for parameter, count in work.inventory.counted()
-        for shape, width in [fsdp.stored(work, parameter)]
+        for shape, width in [rows.stored(work, parameter)]
     )
 
 

@@ -63,6 +63,18 @@ def constants_formula(*, double_quant: bool) -> str:
     return "n/64 + 4*n/(64*256) + 1092 B a tensor" if double_quant else "4*n/64 + 64 B a tensor"
 
 
+def whole_constants(work: Workload) -> tuple[Term, ...]:
+    """Where parameters are split: quantisation constants are none, and every rank keeps all of them."""
+    return term(
+        "quantisation constants, whole",
+        TermKind.WEIGHTS,
+        quantisation.total_constants_bytes(work),
+        ALWAYS,
+        formula=constants_formula(double_quant=bool(work.spec.method.double_quant)),
+        source="bitsandbytes 0.50 nn/modules.py Params4bit.quant_state",
+    )
+
+
 def adapters(work: Workload) -> tuple[Term, ...]:
     """LoRA's own parameters."""
     numel = work.inventory.numel(State.ADAPTER)

@@ -8,7 +8,7 @@ from launcher.planner.experts import merged_numels
 from launcher.planner.inventory import State
 from launcher.planner.moments import MOMENTS, Place
 from launcher.planner.ranks import highest_moments, plan_of_rank, rank_plans
-from launcher.planner.sharding import fsdp, prefetch, zero2, zero3
+from launcher.planner.sharding import fsdp, prefetch, rows, zero2, zero3
 from launcher.planner.types import Phase
 from tests.planner_jobs import estimate, job, model_config, only_rank, term
 
@@ -102,7 +102,7 @@ def test_the_tail_of_fsdp_is_there_twice_at_the_loss() -> None:
     """Its flat all-gather output lives until the forward pass returns, and the loss is computed inside."""
     work = estimate(job(method="full", shard="fsdp", gpus=8)).work
     found = term(only_rank(job(method="full", shard="fsdp", gpus=8)), "parameters, gathered, at the loss")
-    assert found.size_bytes == 2 * fsdp.gathered_bytes(work, fsdp.tail(work))
+    assert found.size_bytes == 2 * rows.gathered_bytes(work, fsdp.tail(work))
 
 
 def test_ranks_of_fsdp_are_found_without_asking_each() -> None:
@@ -112,9 +112,9 @@ def test_ranks_of_fsdp_are_found_without_asking_each() -> None:
             work = estimate(job(config, method=method, shard="fsdp", gpus=8, nodes=gpus // 8, global_batch=gpus)).work
             asked: dict[int, list[int]] = {}
             for rank in range(gpus):
-                numel = sum(n * count for n, count in fsdp.local_tensors(work, rank))
+                numel = sum(n * count for n, count in rows.local_tensors(work, rank))
                 asked.setdefault(numel, []).append(rank)
-            found = [list(ranks) for ranks, _ in fsdp.rank_classes(work)]
+            found = [list(ranks) for ranks, _ in rows.rank_classes(work)]
             assert sorted(found) == sorted(asked.values())
 
 

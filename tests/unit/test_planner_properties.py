@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.planner.sharding import fsdp, zero2, zero3
+from launcher.planner.sharding import rows, zero2, zero3
 from launcher.planner.types import Phase
 from launcher.rules import OFFLOADS
 from launcher.spec import ActivationCheckpointing, Offload, ShardKind
@@ -90,9 +90,9 @@ def test_fsdp_shards_add_up_to_the_whole(world_size: int, shape: list[int]) -> N
     whole = 1
     for size in shape:
         whole *= size
-    parts = [fsdp.local_numel(tuple(shape), world_size, rank) for rank in range(world_size)]
+    parts = [rows.local_numel(tuple(shape), world_size, rank) for rank in range(world_size)]
     assert sum(parts) == whole
-    assert fsdp.padded_numel(tuple(shape), world_size) == parts[0] == max(parts)
+    assert rows.padded_numel(tuple(shape), world_size) == parts[0] == max(parts)
 
 
 @pytest.mark.parametrize("gpus", [2, 3, 5, 8])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.planner import loss, optimizer, quantisation
-from launcher.planner.sharding import fsdp, zero2, zero3
+from launcher.planner.sharding import fsdp, rows, zero2, zero3
 from launcher.planner.types import Phase, TermKind
 from launcher.spec import Dtype, Optimizer
 from launcher.units import MIB
@@ -156,10 +156,10 @@ def test_fsdp_buffers_of_an_8b_model() -> None:
     """One block in bf16 is 416 MiB; embedding and head, groups of their own, are 2,004 MiB each to reduce in fp32."""
     work = estimate(job(method="full", shard="fsdp", gpus=8)).work
     (block,) = work.inventory.blocks
-    assert fsdp.gathered_bytes(work, block) == 436_224_000
+    assert rows.gathered_bytes(work, block) == 436_224_000
     assert [p.name for p in fsdp.last_group(work).parameters] == ["model.embed_tokens.weight"]
     assert [p.name for p in fsdp.tail(work).parameters] == ["model.norm.weight", "lm_head.weight"]
-    assert fsdp.reduced_numel(work, fsdp.last_group(work)) * fsdp.reduce_bytes(work) == 2004 * MIB
+    assert rows.reduced_numel(work, fsdp.last_group(work)) * rows.reduce_bytes(work) == 2004 * MIB
 
 
 def test_a_tied_embedding_is_reduced_with_the_tail() -> None:
@@ -170,9 +170,9 @@ def test_a_tied_embedding_is_reduced_with_the_tail() -> None:
 
 def test_fsdp_splits_rows_and_pads() -> None:
     """torch.chunk of 10 rows over 4 ranks: 3, 3, 3, 1; each rank stores 3."""
-    assert [fsdp.local_numel((10, 5), 4, rank) for rank in range(4)] == [15, 15, 15, 5]
-    assert fsdp.padded_numel((10, 5), 4) == 15
-    assert [fsdp.local_numel((3,), 4, rank) for rank in range(4)] == [1, 1, 1, 0]
+    assert [rows.local_numel((10, 5), 4, rank) for rank in range(4)] == [15, 15, 15, 5]
+    assert rows.padded_numel((10, 5), 4) == 15
+    assert [rows.local_numel((3,), 4, rank) for rank in range(4)] == [1, 1, 1, 0]
 
 
 def test_fsdp_ranks_differ_where_rows_do_not_divide() -> None:

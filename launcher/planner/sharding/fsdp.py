@@ -7,17 +7,14 @@ _fsdp_param_group.py (prefetch of one group, one reduce-scatter input in flight)
 The groups are accelerate 1.15's (utils/fsdp_utils.py fsdp2_prepare_model): each transformer block; the embedding; and
 the tail, which is final norm and head, and is not resharded between forward and backward. A tied embedding belongs to
 the tail, whose gradients then wait for the end of the backward pass.
-
-Optimizer states follow a rank's real rows, so that the last ranks can hold less.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
-from launcher.planner import optimizer, quantisation
+from launcher.planner import optimizer
 from launcher.planner.foreach import foreach_term
 from launcher.planner.gradients import (
     copies_made,
@@ -27,7 +24,7 @@ from launcher.planner.gradients import (
     made_in_root,
     running_parts,
 )
-from launcher.planner.inventory import Block, Held, State
+from launcher.planner.inventory import Block, State
 from launcher.planner.moments import (
     AFTER_HEAD,
     BEFORE_GRADIENTS,
@@ -39,130 +36,28 @@ from launcher.planner.moments import (
     Moment,
     Place,
 )
+from launcher.planner.sharding import rows
 from launcher.planner.sharding.loading import whole_while_loading
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, at, term
 from launcher.planner.types import Phase, Term, TermKind
-from launcher.planner.weights import constants_formula
+from launcher.planner.weights import whole_constants
 from launcher.planner.workload import Workload
-from launcher.spec import Dtype, Offload
-from launcher.units import ceil_div
+from launcher.spec import Offload
 
 SOURCE = "torch 2.13 distributed/fsdp/_fully_shard/_fsdp_param.py"
 COLLECTIVES = "torch 2.13 distributed/fsdp/_fully_shard/_fsdp_collectives.py"
 GROUPS = "accelerate 1.15 utils/fsdp_utils.py fsdp2_prepare_model"
-TRAINED = (State.TRAINED, State.ADAPTER)
-KINDS = {
-    State.TRAINED: TermKind.WEIGHTS,
-    State.FROZEN: TermKind.WEIGHTS,
-    State.QUANTISED: TermKind.WEIGHTS,
-    State.ADAPTER: TermKind.ADAPTERS,
-}
 
 
 def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
-    """Ranks by how many trained rows they really have. A tensor's first ranks have a whole share, one may have what is
-    left, and the others none: between those borders all ranks are alike."""
-    world_size = work.world_size
-    borders = {0, world_size}
-    for rows in {p.shape[0] for p, _ in work.inventory.counted(*TRAINED)}:
-        whole = rows // ceil_div(rows, world_size)
-        borders |= {min(whole, world_size), min(whole + 1, world_size)}
-    cuts = sorted(borders)
-    ranges = [range(begin, end) for begin, end in itertools.pairwise(cuts)]
-    return tuple((ranks, ranks[0]) for ranks in _joined(work, ranges))
-
-
-def _joined(work: Workload, ranges: list[range]) -> list[range]:
-    """Neighbours that hold equally much, as one."""
-    found: list[range] = []
-    last = -1
-    for ranks in ranges:
-        numel = sum(n * count for n, count in local_tensors(work, ranks[0]))
-        if found and numel == last:
-            found[-1] = range(found[-1].start, ranks.stop)
-        else:
-            found.append(ranks)
-        last = numel
-    return found
-
-
-def local_tensors(work: Workload, rank: int) -> tuple[tuple[int, int], ...]:
-    """Trained elements of one rank, tensor by tensor, with how often such a tensor occurs."""
-    return tuple((local_numel(p.shape, work.world_size, rank), count) for p, count in work.inventory.counted(*TRAINED))
-
-
-def local_numel(shape: tuple[int, ...], world_size: int, rank: int) -> int:
-    """Elements of one rank: torch.chunk along the first dimension, so that the last chunks may be short or empty."""
-    rows_per_rank = ceil_div(shape[0], world_size)
-    rows = min(max(shape[0] - rank * rows_per_rank, 0), rows_per_rank)
-    return rows * _row_numel(shape)
-
-
-def padded_numel(shape: tuple[int, ...], world_size: int) -> int:
-    """Elements of one rank's shard as stored: every rank has as many rows as the first."""
-    return ceil_div(shape[0], world_size) * _row_numel(shape)
-
-
-def _row_numel(shape: tuple[int, ...]) -> int:
-    numel = 1
-    for size in shape[1:]:
-        numel *= size
-    return numel
-
-
-def stored(work: Workload, parameter: Held) -> tuple[tuple[int, ...], int]:
-    """Shape and bytes an element as the module holds it: a 4-bit weight is one column of its storage dtype."""
-    if parameter.state is State.QUANTISED:
-        width = storage_bytes(work)
-        return (ceil_div(quantisation.packed_bytes(parameter.numel), width),), width
-    return parameter.shape, work.stored_dtype(parameter.state).num_bytes
-
-
-def storage_bytes(work: Workload) -> int:
-    """Bytes of the dtype in which 4-bit values are packed."""
-    return (work.spec.method.storage_dtype or Dtype.UINT8).num_bytes
-
-
-def shard_bytes(work: Workload, state: State) -> int:
-    """One rank's padded shards of all parameters in a state."""
-    total = 0
-    for parameter, count in work.inventory.counted(state):
-        shape, width = stored(work, parameter)
-        total += count * padded_numel(shape, work.world_size) * width
-    return total
-
-
-def gathered_bytes(work: Workload, block: Block) -> int:
-    """One block gathered for use, in the dtype it is used in, padding included."""
-    total = 0
-    for parameter in block.parameters:
-        shape, width = stored(work, parameter)
-        if parameter.state is not State.QUANTISED:
-            width = work.gathered_bytes(parameter.state)
-        total += padded_numel(shape, work.world_size) * work.world_size * width
-    return total
-
-
-def reduced_numel(work: Workload, block: Block) -> int:
-    """Trained elements of one block as reduce-scatter takes them, padding included."""
-    return sum(padded_numel(p.shape, work.world_size) for p in block.trained) * work.world_size
-
-
-@lru_cache(maxsize=16)
-def largest_reduced_numel(work: Workload) -> int:
-    """Those of the largest block."""
-    return max(reduced_numel(work, block) for block in work.inventory.blocks)
-
-
-def reduce_bytes(work: Workload) -> int:
-    """Bytes of the reduce dtype: fp32 in mixed precision, else that of the gradients."""
-    return Dtype.FLOAT32.num_bytes if work.is_mixed else work.compute_bytes
+    """Ranks by how many trained rows they really have."""
+    return rows.rank_classes(work)
 
 
 def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     """Shards, gradients and optimizer states of one rank (on the host when offloaded), and the gather buffers."""
-    buffers = (*_constants(work), *_loading(work), *_gathered(work))
+    buffers = (*whole_constants(work), *_loading(work), *_gathered(work))
     if work.spec.shard.offload is Offload.ALL:
         return buffers
     return (*_shards(work), *_gradients(work), *_optimizer_states(work, rank), *buffers)
@@ -178,11 +73,11 @@ def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
 def _shards(work: Workload) -> tuple[Term, ...]:
     return tuple(
         made
-        for state, kind in KINDS.items()
+        for state, kind in rows.KINDS.items()
         for made in term(
             f"{state} weights, shard",
             kind,
-            shard_bytes(work, state),
+            rows.shard_bytes(work, state),
             ALWAYS,
             formula=f"{work.inventory.numel(state):,} elements / {work.world_size} ranks, rows rounded up",
             source=SOURCE,
@@ -190,23 +85,11 @@ def _shards(work: Workload) -> tuple[Term, ...]:
     )
 
 
-def _constants(work: Workload) -> tuple[Term, ...]:
-    """Quantisation constants are no parameters: every rank keeps all of them."""
-    return term(
-        "quantisation constants, whole",
-        TermKind.WEIGHTS,
-        quantisation.total_constants_bytes(work),
-        ALWAYS,
-        formula=constants_formula(double_quant=bool(work.spec.method.double_quant)),
-        source="bitsandbytes 0.50 nn/modules.py Params4bit.quant_state",
-    )
-
-
 def sharded_gradient_bytes(work: Workload) -> int:
     """All sharded gradients of one rank: views into padded reduce-scatter outputs, in the parameters' dtype."""
     return sum(
-        count * padded_numel(p.shape, work.world_size) * work.gradient_bytes
-        for p, count in work.inventory.counted(*TRAINED)
+        count * rows.padded_numel(p.shape, work.world_size) * work.gradient_bytes
+        for p, count in work.inventory.counted(*rows.TRAINED)
     )
 
 
@@ -214,11 +97,11 @@ def gradients_so_far_bytes(work: Workload, moment: Moment) -> int:
     """Those of the groups that are reduced: neither the running block, nor what waits for the end."""
     inventory, waiting = work.inventory, last_group(work).parameters
     root = [p for p in made_in_root(inventory, moment) if p not in waiting or moment is EMBEDDING]
-    reduced = sum(padded_numel(p.shape, work.world_size) for p in root) if moment is not HEAD else 0
+    reduced = sum(rows.padded_numel(p.shape, work.world_size) for p in root) if moment is not HEAD else 0
     for block in inventory.blocks:
         copies = copies_made(inventory, block, moment)
         if copies:
-            reduced += copies * sum(padded_numel(p.shape, work.world_size) for p in block.trained)
+            reduced += copies * sum(rows.padded_numel(p.shape, work.world_size) for p in block.trained)
     return reduced * work.gradient_bytes
 
 
@@ -237,7 +120,7 @@ def _so_far(work: Workload, moment: Moment) -> tuple[Term, ...]:
 
 
 def _optimizer_states(work: Workload, rank: int) -> tuple[Term, ...]:
-    tensors = local_tensors(work, rank)
+    tensors = rows.local_tensors(work, rank)
     kind = work.spec.train.optimizer
     local = sum(numel * count for numel, count in tensors)
     return term(
@@ -280,10 +163,10 @@ class Groups:
 @lru_cache(maxsize=16)
 def groups(work: Workload) -> Groups:
     """The groups of a job."""
-    blocks = [(gathered_bytes(work, block), block.copies) for block in work.inventory.blocks]
+    blocks = [(rows.gathered_bytes(work, block), block.copies) for block in work.inventory.blocks]
     return Groups(
-        embedding=0 if work.inventory.is_tied else gathered_bytes(work, last_group(work)),
-        tail=gathered_bytes(work, tail(work)),
+        embedding=0 if work.inventory.is_tied else rows.gathered_bytes(work, last_group(work)),
+        tail=rows.gathered_bytes(work, tail(work)),
         block=max(size for size, _ in blocks),
         every_block=sum(size * copies for size, copies in blocks),
         flat_factor=0 if work.world_size == 1 else 1,
@@ -350,9 +233,9 @@ def _reduces_alone(work: Workload) -> bool:
     """Whether the embedding's reduce-scatter, for which its copies are gone, needs more than its gradient beside those
     copies and the last block's reduce-scatter."""
     embedding = last_group(work)
-    block = largest_reduced_numel(work)
-    width = reduce_bytes(work)
-    return reduced_numel(work, embedding) * width > gathered_bytes(work, embedding) + block * width
+    block = rows.largest_reduced_numel(work)
+    width = rows.reduce_bytes(work)
+    return rows.reduced_numel(work, embedding) * width > rows.gathered_bytes(work, embedding) + block * width
 
 
 def _reduced(work: Workload, moment: Moment) -> tuple[Term, ...]:
@@ -367,16 +250,16 @@ def _reduced(work: Workload, moment: Moment) -> tuple[Term, ...]:
         made = sum(p.numel for p in made_in_root(inventory, moment))
     elif moment is EMBEDDING:
         made = last_group(work).trained_numel
-    at_tail = 0 if inventory.is_tied else reduced_numel(work, tail(work))
-    block = largest_reduced_numel(work)
+    at_tail = 0 if inventory.is_tied else rows.reduced_numel(work, tail(work))
+    block = rows.largest_reduced_numel(work)
     scattered = block
     if moment is HEAD:
         scattered = 0
     elif moment is AFTER_HEAD or moment.place is Place.LAST:
         scattered = at_tail
     elif moment is EMBEDDING and not inventory.is_tied and _reduces_alone(work):
-        scattered = reduced_numel(work, last_group(work))
-    unsharded, width = waiting + made, reduce_bytes(work)
+        scattered = rows.reduced_numel(work, last_group(work))
+    unsharded, width = waiting + made, rows.reduce_bytes(work)
     return (
         *at(
             moment,
@@ -401,7 +284,9 @@ def _loading(work: Workload) -> tuple[Term, ...]:
     """Wrapping and saving pass one whole parameter through the device at a time. Quantised weights are not spared the
     whole: bitsandbytes puts all of them on the device as they are loaded, and accelerate keeps them until the wrapped
     model has taken their place."""
-    largest = max(p.numel * stored(work, p)[1] for p, _ in work.inventory.counted() if p.state is not State.QUANTISED)
+    largest = max(
+        p.numel * rows.stored(work, p)[1] for p, _ in work.inventory.counted() if p.state is not State.QUANTISED
+    )
     return term(
         "one whole parameter",
         TermKind.SHARDING_BUFFERS,

@@ -9,22 +9,18 @@ where an embedding spans several partitions, each of those ranks holds all of it
 
 from __future__ import annotations
 
-from launcher.planner import optimizer
-from launcher.planner.foreach import foreach_term
 from launcher.planner.gradients import in_flight_numel, is_of_embedding, running_parts
 from launcher.planner.inventory import Inventory
 from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place
-from launcher.planner.outside import managed_term
-from launcher.planner.sharding import flat
+from launcher.planner.sharding import flat, partition
 from launcher.planner.sharding.tied import waiting_numel
-from launcher.planner.terms import FROM_FIRST_STEP, FROM_WRAP, at, term
+from launcher.planner.terms import FROM_WRAP, at, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.weights import whole_weights
 from launcher.planner.workload import Workload
 from launcher.spec import Offload
 
 SOURCE = "deepspeed 0.19.8 runtime/zero/stage_1_and_2.py"
-NORM_BYTES = 8  # deepspeed 0.19.8 runtime/utils.py get_norm_dtype: fp64
 
 
 def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
@@ -55,42 +51,21 @@ def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     on_device = (*whole_weights(work), *_flattening(work))
     if is_offloaded(work):
         return (*on_device, *_offload_buffer(work))
-    return (*on_device, *_master(work), *_optimizer_states(work), *_averaged(work, rank), *_step(work, rank))
+    numel = partition_numel(work)
+    piece = flat.largest_slice_numel(work.inventory, work.world_size, rank)
+    return (
+        *on_device,
+        *partition.master_weights(work, numel, f"{SOURCE} single_partition_of_fp32_groups"),
+        *partition.optimizer_states(work, numel, numel),
+        *_averaged(work, rank),
+        *partition.stepped_gradients(work, numel, piece, f"{SOURCE} get_grad_norm_direct, step"),
+    )
 
 
 def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
     """The buckets, what was reduced into this rank's gradients, and the gradient just computed."""
     reduced = () if is_offloaded(work) else _reduced(work, rank, moment)
     return (*_bucket(work, moment), *reduced, *_in_flight(work, moment))
-
-
-def _master(work: Workload) -> tuple[Term, ...]:
-    """The partition that the optimizer steps: a clone even where the weights are fp32 themselves."""
-    numel = partition_numel(work)
-    return term(
-        "master weights, partition",
-        TermKind.MASTER_WEIGHTS,
-        numel * work.stepped_dtype.num_bytes,
-        FROM_WRAP,
-        formula=f"{numel:,} elements x {work.stepped_dtype.num_bytes} B",
-        source=f"{SOURCE} single_partition_of_fp32_groups",
-    )
-
-
-def _optimizer_states(work: Workload) -> tuple[Term, ...]:
-    numel, kind = partition_numel(work), work.spec.train.optimizer
-    return (
-        term(
-            "optimizer states, partition",
-            TermKind.OPTIMIZER_STATES,
-            optimizer.states_bytes(kind, [(numel, 1)], work.stepped_dtype),
-            FROM_FIRST_STEP,
-            formula=f"2 moments x {numel:,} elements ({kind})",
-            source=optimizer.SOURCES[kind],
-        )
-        + managed_term(work, ((numel, 1),))
-        + foreach_term(work, numel)
-    )
 
 
 def _averaged(work: Workload, rank: int) -> tuple[Term, ...]:
@@ -207,22 +182,6 @@ def _has_room(work: Workload, flat_bytes: int) -> bool:
         return True
     weights = sum(found.size_bytes for found in whole_weights(work))
     return capacity - weights >= flat_bytes
-
-
-def _step(work: Workload, rank: int) -> tuple[Term, ...]:
-    """The norm is taken of one gradient at a time in fp64; then the step flattens the averaged gradients and casts the
-    flat copy to fp32. All stand beside the originals."""
-    numel, width = partition_numel(work), work.gradient_bytes
-    rate = width + (work.stepped_dtype.num_bytes if width != work.stepped_dtype.num_bytes else 0)
-    piece = flat.largest_slice_numel(work.inventory, work.world_size, rank)
-    return term(
-        "gradients, for their norm or flat and fp32",
-        TermKind.GRADIENTS,
-        max(numel * rate, piece * NORM_BYTES),
-        (Phase.OPTIMIZER,),
-        formula=f"the larger of {numel:,} elements x {rate} B and {piece:,} of the largest gradient x {NORM_BYTES} B",
-        source=f"{SOURCE} get_grad_norm_direct, step",
-    )
 
 
 def _offload_buffer(work: Workload) -> tuple[Term, ...]:

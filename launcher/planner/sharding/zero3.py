@@ -9,20 +9,18 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from launcher.models import Role
-from launcher.planner import optimizer, quantisation
+from launcher.planner import quantisation
 from launcher.planner.block import has_adapted_experts
-from launcher.planner.foreach import foreach_term
 from launcher.planner.gradients import in_flight_numel
 from launcher.planner.inventory import Held, State
 from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, HEAD_FORWARD, Moment, Place
-from launcher.planner.outside import managed_term
-from launcher.planner.sharding import prefetch
-from launcher.planner.sharding.fsdp import KINDS, storage_bytes
+from launcher.planner.sharding import partition, prefetch
 from launcher.planner.sharding.loading import whole_while_loading
+from launcher.planner.sharding.rows import KINDS, TRAINED, storage_bytes
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, FROM_WRAP, at, term
 from launcher.planner.types import Phase, Term, TermKind
-from launcher.planner.weights import constants_formula
+from launcher.planner.weights import whole_constants
 from launcher.planner.workload import Workload
 from launcher.spec import Loss, Offload
 from launcher.units import ceil_div
@@ -30,8 +28,6 @@ from launcher.units import ceil_div
 SOURCE = "deepspeed 0.19.8 runtime/zero/stage3.py"
 PARTITIONS = "deepspeed 0.19.8 runtime/zero/partition_parameters.py"
 COORDINATOR = "deepspeed 0.19.8 runtime/zero/partitioned_param_coordinator.py"
-TRAINED = (State.TRAINED, State.ADAPTER)
-NORM_BYTES = 8  # deepspeed 0.19.8 runtime/utils.py get_norm_dtype: fp64
 
 
 def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
@@ -71,11 +67,11 @@ def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     """Partitions, states and buffers; what is offloaded leaves the device."""
     del rank  # all ranks are alike
     offload = work.spec.shard.offload
-    found = (*_constants(work), *_persistent(work), *_live(work), *_kept(work), *_bucket(work), *_loading(work))
+    found = (*whole_constants(work), *_persistent(work), *_live(work), *_kept(work), *_bucket(work), *_loading(work))
     if offload is not Offload.ALL:
         found += _shards(work)
     if offload is Offload.NONE:
-        found += (*_master(work), *_optimizer_states(work), *_gradients(work), *_initialising(work), *_step(work))
+        found += (*_partitions(work), *_gradients(work), *_initialising(work), *_step(work))
     return found
 
 
@@ -100,44 +96,11 @@ def _shards(work: Workload) -> tuple[Term, ...]:
     )
 
 
-def _constants(work: Workload) -> tuple[Term, ...]:
-    return term(
-        "quantisation constants, whole",
-        TermKind.WEIGHTS,
-        quantisation.total_constants_bytes(work),
-        ALWAYS,
-        formula=constants_formula(double_quant=bool(work.spec.method.double_quant)),
-        source="bitsandbytes 0.50 nn/modules.py Params4bit.quant_state",
-    )
-
-
-def _master(work: Workload) -> tuple[Term, ...]:
-    """The partitions that the optimizer steps: copies even where the weights are fp32 themselves."""
-    numel, width = partition_numel(work), work.stepped_dtype.num_bytes
-    return term(
-        "master weights, partition",
-        TermKind.MASTER_WEIGHTS,
-        numel * width,
-        FROM_WRAP,
-        formula=f"{numel:,} elements x {width} B",
-        source=f"{SOURCE} fp32_partitioned_groups_flat",
-    )
-
-
-def _optimizer_states(work: Workload) -> tuple[Term, ...]:
-    numel, kind = partition_numel(work), work.spec.train.optimizer
-    return (
-        term(
-            "optimizer states, partition",
-            TermKind.OPTIMIZER_STATES,
-            optimizer.states_bytes(kind, [(numel, 1)], work.stepped_dtype),
-            FROM_FIRST_STEP,
-            formula=f"2 moments x {numel:,} elements ({kind})",
-            source=optimizer.SOURCES[kind],
-        )
-        + managed_term(work, ((numel, 1),))
-        + foreach_term(work, sub_group_numel(work))
-    )
+def _partitions(work: Workload) -> tuple[Term, ...]:
+    """What the optimizer steps and its moments, a sub-group at a time."""
+    numel = partition_numel(work)
+    master = partition.master_weights(work, numel, f"{SOURCE} fp32_partitioned_groups_flat")
+    return (*master, *partition.optimizer_states(work, numel, sub_group_numel(work)))
 
 
 def _gradients(work: Workload) -> tuple[Term, ...]:
@@ -169,19 +132,9 @@ def _initialising(work: Workload) -> tuple[Term, ...]:
 
 
 def _step(work: Workload) -> tuple[Term, ...]:
-    """The norm is taken of one gradient at a time in fp64; then one sub-group's gradients are flattened and cast to
-    fp32."""
-    numel, width = sub_group_numel(work), work.gradient_bytes
-    factor = width + (work.stepped_dtype.num_bytes if width != work.stepped_dtype.num_bytes else 0)
     piece = max((ceil_div(p.numel, work.world_size) for p, _ in work.inventory.counted(*TRAINED)), default=0)
-    return term(
-        "gradients, for their norm or flat and fp32",
-        TermKind.GRADIENTS,
-        max(numel * factor, piece * NORM_BYTES),
-        (Phase.OPTIMIZER,),
-        formula=f"the larger of {numel:,} elements x {factor} B and {piece:,} of the largest gradient x {NORM_BYTES} B",
-        source=f"{SOURCE} get_grad_norm_direct, _prepare_fp32_grad_for_sub_group",
-    )
+    source = f"{SOURCE} get_grad_norm_direct, _prepare_fp32_grad_for_sub_group"
+    return partition.stepped_gradients(work, sub_group_numel(work), piece, source)
 
 
 def is_persistent(work: Workload, parameter: Held) -> bool:

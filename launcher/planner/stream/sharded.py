@@ -6,7 +6,7 @@ Source: torch 2.13 distributed/fsdp/_fully_shard/_fsdp_param_group.py and _fsdp_
 from __future__ import annotations
 
 from launcher.planner.inventory import Block
-from launcher.planner.sharding import fsdp
+from launcher.planner.sharding import rows
 from launcher.planner.stream.block import Run
 from launcher.planner.stream.tape import Storage
 
@@ -34,7 +34,7 @@ class Groups:
         work = self.run.work
         self.whole[name] = [
             self.run.tape.storage(
-                fsdp.padded_numel(p.shape, work.world_size) * work.world_size * work.gathered_bytes(p.state)
+                rows.padded_numel(p.shape, work.world_size) * work.world_size * work.gathered_bytes(p.state)
             )
             for p in block.parameters
         ]
@@ -44,7 +44,7 @@ class Groups:
         """Start to gather a group."""
         if name in self.whole or name in self.in_flight:
             return
-        size_bytes = fsdp.gathered_bytes(self.run.work, block)
+        size_bytes = rows.gathered_bytes(self.run.work, block)
         self.in_flight[name] = self.run.tape.storage(size_bytes, stream=ALL_GATHER_STREAM)
 
     def release(self, name: str) -> None:
@@ -54,15 +54,15 @@ class Groups:
     def reduce(self, name: str, block: Block, prefix: str) -> None:
         """Pack a group's gradients for the reduce-scatter, whose input stays until the next one starts."""
         work, tape = self.run.work, self.run.tape
-        numel = fsdp.reduced_numel(work, block)
+        numel = rows.reduced_numel(work, block)
         self.release(name)
         if not numel:
             return
-        packed = tape.storage(numel * fsdp.reduce_bytes(work))
+        packed = tape.storage(numel * rows.reduce_bytes(work))
         for parameter in [key for key in self.run.gradients if key.startswith(prefix)]:
             del self.run.gradients[parameter]
         self.reduce_input = packed
-        sharded = tape.storage(numel // work.world_size * fsdp.reduce_bytes(work), stream=REDUCE_SCATTER_STREAM)
+        sharded = tape.storage(numel // work.world_size * rows.reduce_bytes(work), stream=REDUCE_SCATTER_STREAM)
         self.reduced.setdefault(name, sharded)
 
     def finish(self) -> None:

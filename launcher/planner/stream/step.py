@@ -8,7 +8,7 @@ from functools import partial
 from launcher.models import Role
 from launcher.planner import optimizer, quantisation
 from launcher.planner.inventory import Block, Held, State
-from launcher.planner.sharding import fsdp
+from launcher.planner.sharding import rows
 from launcher.planner.stream.block import FP32, Run, block, cast, rms_norm
 from launcher.planner.stream.sharded import Groups
 from launcher.planner.stream.tape import Storage, Tape, Tensor, checkpoint, operation, root, run_backward
@@ -78,7 +78,7 @@ class _Job:
                 continue
             width = work.stored_dtype(p.state).num_bytes
             if self.groups is not None:
-                yield tape.storage(fsdp.padded_numel(p.shape, work.world_size) * width)
+                yield tape.storage(rows.padded_numel(p.shape, work.world_size) * width)
             elif p.state is State.FROZEN and width != work.matmul_bytes:
                 upcast.append((tape.storage(p.numel * work.matmul_bytes), p.numel * width))
             else:
@@ -191,4 +191,4 @@ class _Job:
     def _stepped_numel(self, parameter: Held) -> int:
         if self.groups is None:
             return parameter.numel
-        return fsdp.local_numel(parameter.shape, self.run.work.world_size, 0)
+        return rows.local_numel(parameter.shape, self.run.work.world_size, 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.planner.inventory import State
-from launcher.planner.sharding import fsdp
+from launcher.planner.sharding import rows
 from launcher.planner.workload import Workload
 from launcher.spec import Offload, ShardKind
 
@@ -88,10 +88,10 @@ def _fsdp(work: Workload) -> Transfers:
     times = 2 if work.spec.shard.reshard_after_forward else 1
     offloads = work.spec.shard.offload is Offload.ALL
     local = work.inventory.trained_numel / work.world_size
-    stored = sum(fsdp.shard_bytes(work, state) for state in State) if offloads else 0
+    stored = sum(rows.shard_bytes(work, state) for state in State) if offloads else 0
     return Transfers(
         gathered=times * _others(work) * _gathered_bytes(work),
-        reduced=_others(work) * work.inventory.trained_numel * fsdp.reduce_bytes(work),
+        reduced=_others(work) * work.inventory.trained_numel * rows.reduce_bytes(work),
         pulled=float(times * stored),
         pushed=local * work.gradient_bytes if offloads else 0.0,
         host_stepped=local if offloads else 0.0,
