@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launcher.models import ModelShape, lora_parameters, model_shape
 from launcher.spec import ActivationCheckpointing, Attention, Loss, MethodKind, Precision, ShardKind
 
-from .cases import Case
+from .cases import Case, Metric
 from .jobs import Job
-from .score import Score
+from .score import Score, scored
 
 CHILD = Path(__file__).with_name("peer_estimates.py")
 TIMEOUT_S = 300
@@ -45,7 +45,8 @@ def peer_scores(jobs: Sequence[tuple[Case, Job]], python: str) -> tuple[list[Sco
         if isinstance(answers, str):
             notes.append(f"{name}: {answers}")
             continue
-        scores.extend(_scored(name, jobs, answers))
+        for index, (case, job) in enumerate(jobs):
+            scores += scored(case, job, {name: _by_metric(answers.get(str(index), {}))})
     return scores, notes
 
 
@@ -65,27 +66,10 @@ def _ask(name: str, interpreter: str, asked: Iterable[dict[str, Any]]) -> dict[s
     return answers
 
 
-def _scored(name: str, jobs: Sequence[tuple[Case, Job]], answers: dict[str, dict[str, int]]) -> list[Score]:
-    found = []
-    for index, (case, job) in enumerate(jobs):
-        figures = answers.get(str(index), {})
-        for measured in case.measured:
-            # Model states have no allocator around them, so they are held against whatever was measured.
-            predicted = figures.get(measured.metric.value, figures.get("any"))
-            if predicted is None:
-                continue
-            found.append(
-                Score(
-                    case=case,
-                    estimator=name,
-                    metric=measured.metric,
-                    method=job.spec.method.kind.value,
-                    sharding=job.sharding.label,
-                    measured_bytes=measured.size_bytes,
-                    predicted_bytes=predicted,
-                )
-            )
-    return found
+def _by_metric(figures: Mapping[str, int]) -> dict[Metric, int]:
+    """Model states have no allocator around them, so they are held against whatever was measured."""
+    found = {metric: figures.get(metric.value, figures.get("any")) for metric in Metric}
+    return {metric: size_bytes for metric, size_bytes in found.items() if size_bytes is not None}
 
 
 def _question(index: int, case: Case, job: Job) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from launcher.models import model_shape
@@ -122,25 +122,29 @@ def score_case(case: Case) -> list[Score] | Skipped:
 def score_job(case: Case, job: Job) -> list[Score]:
     """Every figure of a case beside the planner's, by both of its ways to it."""
     estimate = answer(job)
-    needs_replay = any(measured.metric is not Metric.ALLOCATED for measured in case.measured)
+    metrics = [measured.metric for measured in case.measured]
+    needs_replay = any(metric is not Metric.ALLOCATED for metric in metrics)
+    computed = {metric: predicted_bytes(estimate, metric) for metric in metrics}
     replayed = replayed_bytes(estimate, job.practice) if needs_replay else {}
-    found = []
-    for measured in case.measured:
-        answers = {OURS: predicted_bytes(estimate, measured.metric), REPLAYED: replayed.get(measured.metric)}
-        found += [
-            Score(
-                case=case,
-                estimator=name,
-                metric=measured.metric,
-                method=job.spec.method.kind.value,
-                sharding=job.sharding.label,
-                measured_bytes=measured.size_bytes,
-                predicted_bytes=predicted,
-            )
-            for name, predicted in answers.items()
-            if predicted is not None
-        ]
-    return found
+    return scored(case, job, {OURS: computed, REPLAYED: replayed})
+
+
+def scored(case: Case, job: Job, answers: Mapping[str, Mapping[Metric, int]]) -> list[Score]:
+    """Every figure of a case beside what each estimator answers to it; where one answers nothing it is left out."""
+    return [
+        Score(
+            case=case,
+            estimator=estimator,
+            metric=measured.metric,
+            method=job.spec.method.kind.value,
+            sharding=job.sharding.label,
+            measured_bytes=measured.size_bytes,
+            predicted_bytes=predicted[measured.metric],
+        )
+        for measured in case.measured
+        for estimator, predicted in answers.items()
+        if measured.metric in predicted
+    ]
 
 
 def summarise(scores: Iterable[Score]) -> Summary:
