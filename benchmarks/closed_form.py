@@ -9,6 +9,7 @@ when the tracer changes.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,7 @@ from rich.table import Table
 from benchmarks.grid.cases import Case, grid
 from benchmarks.grid.compare import PEAK_BOUND, PERSISTENT_BOUND, Compared, compare
 from benchmarks.grid.traces import Failed, import_libraries, trace
-from launcher.spec import content_hash, to_json
+from launcher.spec import JobSpec, content_hash, to_json
 
 RESULT = Path(__file__).parent / "results" / "closed_form.txt"
 CACHE = Path.home() / ".cache" / "fitlaunch" / "grid"
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     failed: list[tuple[Case, str]] = []
     for case in track(cases, "tracing", console=progress, transient=True):
         spec = case.spec()
-        out = options.cache / f"{content_hash(to_json(spec))[:16]}.json"
+        out = options.cache / f"{_key(spec)}.json"
         if options.cached and not out.exists():
             continue
         found = trace(spec, RANK, out)
@@ -52,6 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.record:
         with RESULT.open("w") as file:
             _print(Console(file=file, width=150), compared, failed)
+
+
+def _key(spec: JobSpec) -> str:
+    """Names a trace by all of the job but where it runs, which no trace depends on."""
+    job = json.loads(to_json(spec)) | {"cluster": {"kind": spec.cluster.kind}}
+    return content_hash(json.dumps(job, indent=2, ensure_ascii=False))[:16]
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.clusters import read_cluster
 from launcher.errors import InputError, Problem
 from launcher.host import Host
 from launcher.models import ModelShape, model_shape, read_config
@@ -21,8 +22,6 @@ from launcher.shards import shard_defaults, storage_dtype
 from launcher.spec import (
     ActivationCheckpointing,
     Attention,
-    ClusterKind,
-    ClusterSpec,
     DataSpec,
     DeviceSpec,
     Dtype,
@@ -319,7 +318,7 @@ def make_spec(conf: Mapping[str, Any], host: Host) -> JobSpec:
         data=_data(reader),
         train=_train(reader, precision, method.kind, model.config),
         device=device,
-        cluster=ClusterSpec(kind=reader.choice("cluster.name", ClusterKind)),
+        cluster=read_cluster(reader),
         tracker=TrackerSpec(kind=reader.choice("tracker.name", TrackerKind), project=reader.get("tracker.project")),
         program=reader.choice("launcher", Program),
         gpus_per_node=_gpus_per_node(reader, host, device),

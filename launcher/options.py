@@ -10,7 +10,7 @@ import difflib
 import types
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from launcher.errors import Problem
 from launcher.schema import JobConf
@@ -46,7 +46,7 @@ def schema_fields(schema: type = JobConf, prefix: str = "") -> dict[str, Any]:
     return {
         key: hint
         for key, hint in fields.items()
-        if (not key.startswith(("device.", "model.", "cluster.")) and not key.endswith(".name"))
+        if (not key.startswith(("device.", "model.")) and not key.endswith(".name") and key != "cluster.kind")
         or key in ("model.path", "model.revision")
     }
 
@@ -64,6 +64,8 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 
 def _type_name(hint: Any) -> str:
+    if get_origin(hint) is list:
+        return "a list, as [a,b]"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
     parts = get_args(hint) or (hint,)
     if {int, float, bool} & set(parts):
@@ -74,6 +76,8 @@ def _type_name(hint: Any) -> str:
 def has_type(value: object, hint: Any) -> bool:
     """Whether a value may stand in a field of this type."""
     parts = set(get_args(hint) or (hint,))
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(has_type(part, *parts) for part in value)
     if hint is Any or value is None:
         return hint is Any or types.NoneType in parts
     if parts & {int, float, bool}:

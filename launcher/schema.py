@@ -104,7 +104,35 @@ class DeviceConf:
 
 @dataclass
 class ClusterConf:
-    name: str = "local"
+    name: str = MISSING
+    kind: str = MISSING
+    network_interface: str | None = None
+    environment: list[str] = field(default_factory=list)
+    # hosts
+    hostfile: str | None = None
+    # slurm
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    reservation: str | None = None
+    constraint: str | None = None
+    nodelist: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
+    gpu_request: str | None = None
+    gpu_type: str | None = None
+    cpus_per_node: int | None = None
+    mem: Any = None  # auto (from the plan), 0 (all of the node), or a size such as 64G
+    time: Any = None  # minutes, or Slurm's own [days-]hours:minutes:seconds
+    lead_s: int | str | None = None
+    requeue: bool | None = None
+    max_attempts: int | None = None
+    setup: list[str] = field(default_factory=list)
+    container: str | None = None
+    container_mounts: list[str] = field(default_factory=list)
+    max_nodes: int | None = None
+    max_time: Any = None
+    max_array_size: int | None = None
+    max_parallel: int | None = None
 
 
 @dataclass

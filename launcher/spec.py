@@ -292,9 +292,77 @@ class DeviceSpec:
     source: str
 
 
+class GpuRequest(StrEnum):
+    """How a site wants GPUs asked for: --gpus-per-node=8, --gres=gpu:8, or not at all (nodes given whole, or none)."""
+
+    GPUS_PER_NODE = "gpus_per_node"
+    GRES = "gres"
+    NONE = "none"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class HostSlots:
+    """A line of a hostfile: where to log in (host or user@host), and how many ranks it takes."""
+
+    host: str
+    slots: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class HostsSpec:
+    """The hosts that a job without a scheduler runs on, the first of them its head; as many as nodes."""
+
+    hostfile: str
+    hosts: tuple[HostSlots, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmSpec:
+    """What is asked of Slurm, and what the site is known to limit. None: not asked for, or not known.
+
+    memory_bytes_per_node: None is from the plan, 0 all of the node. lead_s: how long before the time limit the ranks
+    are asked to save; None is from the plan. max_attempts: starts of one run, whoever asked for them. setup: the
+    site's own shell lines, before anything of the run's (module load ...). container: an image for srun.
+    """
+
+    partition: str | None
+    account: str | None
+    qos: str | None
+    reservation: str | None
+    constraint: str | None
+    nodelist: tuple[str, ...]
+    exclude: tuple[str, ...]
+    gpu_request: GpuRequest
+    gpu_type: str | None
+    cpus_per_node: int | None
+    memory_bytes_per_node: int | None
+    time_min: int
+    lead_s: int | None
+    requeue: bool
+    max_attempts: int
+    setup: tuple[str, ...]
+    container: str | None
+    container_mounts: tuple[str, ...]
+    max_nodes: int | None
+    max_time_min: int | None
+    max_array_size: int | None
+    max_parallel: int | None
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSpec:
+    """Where the job goes. name: of the profile in conf/cluster.
+
+    network_interface: for NCCL and gloo, where the route to the head is not the one to use. environment: names of
+    variables that the ranks take from the launcher's environment; of a secret only the name is ever written down.
+    """
+
     kind: ClusterKind
+    name: str = "local"
+    network_interface: str | None = None
+    environment: tuple[str, ...] = ()
+    hosts: HostsSpec | None = None
+    slurm: SlurmSpec | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,19 @@ runs/<id>/
   state.json                what the launcher knows (records.RunState), rewritten atomically
   events.jsonl              stages, one JSON line each, appended by launcher and rank 0
   metrics.jsonl             training and evaluation metrics, rank 0 only
-  control/stop-<attempt>    exists: every rank stops at the end of its step
-  attempts/<k>/             one folder a start:
+  job.sh                    the sbatch script, where a scheduler starts the run
+  submission.json           how it was last handed to a scheduler
+  control/stop-<attempt>    exists: every rank stops at the end of its step; its first line says why
+  control/cancelled         exists: the user cancelled the run; no attempt starts until it is resumed
+  control/job-<submission>  the one job that may run under this submission; whoever comes second ends at once
+  attempts/<k>/             one folder a start; an attempt whose number is not the highest is fenced off:
+    attempt.json                                by the head node: job id, where the nodes meet
     started.json finished.json stopped.json     markers, written last, by rank 0
     failed-rank-<r>.json                        by the rank that failed
     measured-rank-<r>.json                      memory, by every rank
-    logs/                                       by the program that starts the ranks
+    requeue                                     by the head node: this attempt stopped in order, and may go on
+    node-<n>/end.json                           how the ranks of a node ended, by its agent
+    node-<n>/logs/                              by the program that starts the ranks there
   checkpoints/checkpoint-<step>/manifest.json   written last; without it the checkpoint does not count
   result/                   adapter or model, with its own manifest.json
   merged/                   the adapter merged into its base, by `fitlaunch merge`
@@ -91,6 +98,33 @@ class RunFolder:
     @property
     def loss_curve(self) -> Path:
         return self.root / "loss.png"
+
+    @property
+    def script(self) -> Path:
+        return self.root / "job.sh"
+
+    @property
+    def submission(self) -> Path:
+        return self.root / "submission.json"
+
+    @property
+    def cancelled(self) -> Path:
+        return self.root / "control" / "cancelled"
+
+    def job_claim(self, submission: int) -> Path:
+        return self.root / "control" / f"job-{submission}"
+
+    def attempt_start(self, attempt: int) -> Path:
+        return self.attempt(attempt) / "attempt.json"
+
+    def requeue(self, attempt: int) -> Path:
+        return self.attempt(attempt) / "requeue"
+
+    def node(self, attempt: int, node: int) -> Path:
+        return self.attempt(attempt) / f"node-{node}"
+
+    def node_end(self, attempt: int, node: int) -> Path:
+        return self.node(attempt, node) / "end.json"
 
     def stop_file(self, attempt: int) -> Path:
         return self.root / "control" / f"stop-{attempt}"

@@ -20,6 +20,7 @@ class Status(StrEnum):
     """Where a run is. UNKNOWN is said when nobody can tell, and is never shown as failed."""
 
     RENDERED = "rendered"
+    QUEUED = "queued"
     RUNNING = "running"
     FINISHED = "finished"
     STOPPED = "stopped"
@@ -146,6 +147,65 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """submission.json: how the run was last handed to a scheduler. number counts submissions of this run from 1.
+
+    job_id is None while sbatch has not answered: then the scheduler is asked for job_name before anything is sent
+    again. array_task: the run's element where the job is an array. sweep: the sweep that it belongs to.
+    """
+
+    number: int
+    cluster: str
+    job_name: str
+    time_s: float
+    job_id: str | None = None
+    array_task: int | None = None
+    sweep: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptStart:
+    """attempts/<k>/attempt.json, by the head node: what this start is to the scheduler, and where its nodes meet."""
+
+    attempt: int
+    time_s: float
+    head: str
+    port: int
+    num_nodes: int
+    submission: int | None = None
+    job_id: str | None = None
+    restart_count: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankDeath:
+    """A rank seen to have ended. exit_code as subprocess has it (negative: the signal); None where nobody saw it."""
+
+    rank: int
+    seen_at_s: float
+    exit_code: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeEnd:
+    """node-<n>/end.json, by the node agent, last: how the ranks of one node ended.
+
+    ended_by: why the agent ended them by force, empty where they ended by themselves. oom_kills: processes that the
+    kernel killed for want of memory in the agent's cgroup meanwhile, None where it cannot be read.
+    """
+
+    attempt: int
+    node_rank: int
+    host: str
+    started_at_s: float
+    ended_at_s: float
+    exit_code: int | None
+    deaths: tuple[RankDeath, ...]
+    ended_by: str = ""
+    oom_kills: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankMeasurement:
     """measured-rank-<r>.json. On CUDA the torch.cuda statistics; on CPU allocated_bytes is the CPU allocator's
     peak over the first steps and reserved_bytes is None. All are peaks, in bytes.
@@ -185,6 +245,7 @@ class Manifest:
     method: str
     plan_hash: str
     files: tuple[ManifestFile, ...]
+    job_id: str | None = None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -25,6 +25,7 @@ LAYERS = (
     ("compose",),
     ("rules",),
     ("assemble",),
+    ("clusters",),
     ("overrides", "reader"),
     ("options",),
     ("shards", "precision", "datafile", "schema", "host", "readings"),
