@@ -1,0 +1,1 @@
+"""What people say about memory, each kind of saying beside its plan: see benchmarks/folklore.py."""
