@@ -37,7 +37,7 @@ def files(*groups: str) -> list[str]:
 )
 def test_every_file_composes_and_survives_json(override: str) -> None:
     if override == "model=path":
-        pytest.skip("needs a directory: test_models.py")
+        pytest.skip("needs a directory: test_model_shapes.py")
     if override == "device=auto":
         override = "device=cpu"
     spec = spec_of(override, "gpus=2", "mode=plan")

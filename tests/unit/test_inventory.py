@@ -16,8 +16,8 @@ from jobs.model import load_model
 from launcher.planner.inventory import State
 from launcher.planner.workload import Workload
 from launcher.spec import JobSpec
+from tests.architectures import build, tiny_config
 from tests.planner_jobs import estimate, job
-from tests.unit.test_models import build, tiny_config
 
 ARCHITECTURES = (
     "llama",
