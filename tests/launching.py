@@ -10,66 +10,22 @@ from launcher.planner.types import MemoryPlan, Phase, RankPlan, Term, TermKind, 
 from launcher.render.render import render
 from launcher.render.types import LaunchPlan
 from launcher.spec import (
-    ActivationCheckpointing,
-    Attention,
-    ClusterKind,
-    ClusterSpec,
-    DataSpec,
     DeviceSpec,
-    Dtype,
     JobSpec,
-    LoraBias,
-    Loss,
     MethodKind,
-    MethodSpec,
-    ModelSpec,
     Offload,
-    Optimizer,
     Precision,
     Program,
-    QuantType,
-    Schedule,
     ShardKind,
     ShardSpec,
     TrackerKind,
-    TrackerSpec,
-    TrainSpec,
 )
+from launcher.units import GIB
+from tests.specs import device_spec, job_spec, method_spec
 
-CPU = DeviceSpec(
-    name="cpu",
-    kind="cpu",
-    memory_bytes=8 * 1024**3,
-    compute_capability=None,
-    memory_bandwidth_bytes_per_s=None,
-    source="test",
-)
-H100 = DeviceSpec(
-    name="h100-80g",
-    kind="cuda",
-    memory_bytes=85_520_809_984,
-    compute_capability=(9, 0),
-    memory_bandwidth_bytes_per_s=3_350_000_000_000,
-    source="test",
-)
-LORA: dict[str, Any] = {
-    "rank": 16,
-    "alpha": 32.0,
-    "dropout": 0.05,
-    "targets": ("all-linear",),
-    "bias": LoraBias.NONE,
-}
-QLORA = LORA | {
-    "quant_type": QuantType.NF4,
-    "double_quant": True,
-    "compute_dtype": Dtype.BFLOAT16,
-    "storage_dtype": Dtype.UINT8,
-}
-METHODS = {
-    MethodKind.FULL: MethodSpec(kind=MethodKind.FULL),
-    MethodKind.LORA: MethodSpec(kind=MethodKind.LORA, **LORA),
-    MethodKind.QLORA: MethodSpec(kind=MethodKind.QLORA, **QLORA),
-}
+CPU = device_spec("cpu", "cpu", 8 * GIB)
+H100 = device_spec("h100-80g", memory_bytes=85_520_809_984, compute_capability=(9, 0), bandwidth=3_350_000_000_000)
+METHODS = {kind: method_spec(kind, dropout=0.05) for kind in MethodKind}
 ZERO = {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 200_000_000, "overlap_comm": True}
 SHARDS = {
     ShardKind.DDP: ShardSpec(kind=ShardKind.DDP, offload=Offload.NONE, bucket_cap_mb=25, gradient_as_bucket_view=True),
@@ -101,50 +57,17 @@ def make_spec(
     gpus: int = 2,
 ) -> JobSpec:
     """A job whose micro batch is chosen."""
-    return JobSpec(
-        model=ModelSpec(
-            name="smollm2-135m",
-            source=source,
-            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct" if source == "hub" else None,
-            revision="main" if source == "hub" else None,
-            license="apache-2.0",
-            gated=False,
-            path="/models/tiny" if source == "path" else None,
-            config={"hidden_size": 576},
-        ),
+    on_hub = {"source": "hub", "hub_id": "HuggingFaceTB/SmolLM2-135M-Instruct", "revision": "main", "path": None}
+    return job_spec(
+        model={"name": "smollm2-135m", "license": "apache-2.0", "config": {"hidden_size": 576}}
+        | (on_hub if source == "hub" else {"source": source, "path": "/models/tiny" if source == "path" else None}),
         method=METHODS[method],
         shard=dataclasses.replace(SHARDS[shard], offload=offload),
-        data=DataSpec(name="stdlib", path=None, eval_path=None, eval_fraction=0.1, max_samples=None),
-        train=TrainSpec(
-            epochs=1.0,
-            max_steps=None,
-            global_batch=16,
-            micro_batch=4,
-            sequence_length=512,
-            packing=False,
-            precision=precision,
-            optimizer=Optimizer.ADAMW,
-            learning_rate=2e-4,
-            weight_decay=0.0,
-            schedule=Schedule.COSINE,
-            warmup_ratio=0.03,
-            max_grad_norm=1.0,
-            activation_checkpointing=ActivationCheckpointing.FULL,
-            attention=Attention.SDPA,
-            loss=Loss.CROSS_ENTROPY,
-            log_every_steps=1,
-            eval_every_steps=None,
-            save_every_steps=None,
-            keep_checkpoints=2,
-            dataloader_workers=0,
-            seed=42,
-        ),
+        train={"micro_batch": 4, "precision": precision},
         device=device,
-        cluster=ClusterSpec(kind=ClusterKind.LOCAL),
-        tracker=TrackerSpec(kind=tracker, project="fitlaunch" if tracker is TrackerKind.WANDB else None),
+        tracker=tracker,
         program=program,
-        gpus_per_node=gpus,
-        nodes=1,
+        gpus=gpus,
     )
 
 

@@ -12,44 +12,25 @@ from launcher.models import model_shape
 from launcher.paths import conf_dir
 from launcher.planner.estimate import Estimate, Estimator
 from launcher.planner.types import RankPlan, Term
-from launcher.precision import COMPUTE
-from launcher.shards import shard_defaults, storage_dtype
+from launcher.shards import shard_defaults
 from launcher.spec import (
     ActivationCheckpointing,
     Attention,
-    ClusterKind,
-    ClusterSpec,
-    DataSpec,
     DeviceSpec,
-    Dtype,
     JobSpec,
-    LoraBias,
     Loss,
     MethodKind,
-    MethodSpec,
-    ModelSpec,
     Offload,
     Optimizer,
     Precision,
-    Program,
     QuantType,
-    Schedule,
     ShardKind,
-    TrackerKind,
-    TrackerSpec,
-    TrainSpec,
 )
 from launcher.units import GIB
+from tests.specs import device_spec, job_spec, method_spec
 
-ANY = DeviceSpec(
-    name="any",
-    kind="cuda",
-    memory_bytes=None,
-    compute_capability=None,
-    memory_bandwidth_bytes_per_s=None,
-    source="",
-)
-CPU = dataclasses.replace(ANY, name="cpu", kind="cpu", memory_bytes=8 * GIB)
+ANY = device_spec("any", source="")
+CPU = device_spec("cpu", "cpu", 8 * GIB, source="")
 
 TINY_CONFIG = {
     "model_type": "llama",
@@ -103,78 +84,36 @@ def job(
     """A job with everything at the defaults of conf/ but what is named."""
     config = model_config(model) if isinstance(model, str) else model
     on = card(device) if isinstance(device, str) else device
-    shard_kind, compute = ShardKind(shard), COMPUTE[Precision(precision)]
+    shard_kind, wanted = ShardKind(shard), Precision(precision)
     defaults = shard_defaults(shard_kind, config["hidden_size"], on_cuda=on.kind == "cuda")
-    return JobSpec(
-        model=ModelSpec(
-            name=model if isinstance(model, str) else "tiny",
-            source="path",
-            hub_id=None,
-            revision=None,
-            license="unknown",
-            gated=False,
-            path=".",
-            config=config,
-        ),
-        method=_method(
-            MethodKind(method), rank, targets, dropout, double_quant, QuantType(quant_type), compute, shard_kind
+    return job_spec(
+        model={"name": model if isinstance(model, str) else "tiny", "config": config},
+        method=method_spec(
+            MethodKind(method),
+            shard=shard_kind,
+            precision=wanted,
+            rank=rank,
+            dropout=dropout,
+            targets=targets,
+            quant_type=QuantType(quant_type),
+            double_quant=double_quant,
         ),
         shard=dataclasses.replace(defaults, offload=Offload(offload), **(knobs or {})),
-        data=DataSpec(name="stdlib", path=None, eval_path=None, eval_fraction=0.1, max_samples=None),
-        train=TrainSpec(
-            epochs=1.0,
-            max_steps=None,
-            global_batch=global_batch,
-            micro_batch=micro_batch,
-            sequence_length=sequence_length,
-            packing=packing,
-            precision=Precision(precision),
-            optimizer=Optimizer(optimizer),
-            learning_rate=1e-4,
-            weight_decay=0.0,
-            schedule=Schedule.COSINE,
-            warmup_ratio=0.03,
-            max_grad_norm=1.0,
-            activation_checkpointing=ActivationCheckpointing(checkpointing),
-            attention=Attention(attention),
-            loss=Loss(loss),
-            log_every_steps=1,
-            eval_every_steps=None,
-            save_every_steps=None,
-            keep_checkpoints=2,
-            dataloader_workers=0,
-            seed=42,
-        ),
+        train={
+            "global_batch": global_batch,
+            "micro_batch": micro_batch,
+            "sequence_length": sequence_length,
+            "packing": packing,
+            "precision": wanted,
+            "optimizer": Optimizer(optimizer),
+            "learning_rate": 1e-4,
+            "activation_checkpointing": ActivationCheckpointing(checkpointing),
+            "attention": Attention(attention),
+            "loss": Loss(loss),
+        },
         device=on,
-        cluster=ClusterSpec(kind=ClusterKind.LOCAL),
-        tracker=TrackerSpec(kind=TrackerKind.NONE, project=None),
-        program=Program.TORCHRUN,
-        gpus_per_node=gpus,
+        gpus=gpus,
         nodes=nodes,
-    )
-
-
-def _method(
-    kind: MethodKind,
-    rank: int,
-    targets: tuple[str, ...],
-    dropout: float,
-    double_quant: bool,
-    quant_type: QuantType,
-    compute: Dtype,
-    shard: ShardKind,
-) -> MethodSpec:
-    if kind is MethodKind.FULL:
-        return MethodSpec(kind=kind)
-    lora = MethodSpec(kind=kind, rank=rank, alpha=2.0 * rank, dropout=dropout, targets=targets, bias=LoraBias.NONE)
-    if kind is MethodKind.LORA:
-        return lora
-    return dataclasses.replace(
-        lora,
-        quant_type=quant_type,
-        double_quant=double_quant and quant_type is not QuantType.INT8,
-        compute_dtype=compute,
-        storage_dtype=storage_dtype(quant_type, shard, compute),
     )
 
 

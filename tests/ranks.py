@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.precision import COMPUTE, is_deepspeed
+from launcher.precision import is_deepspeed
 from launcher.render.environment import DROPPED_PREFIXES, HostFacts
 from launcher.render.environment import environment as planned_environment
 from launcher.render.types import LaunchPlan
@@ -23,31 +23,15 @@ from launcher.runs.layout import RunFolder
 from launcher.runs.records import Event, Started, read_record
 from launcher.spec import (
     ActivationCheckpointing,
-    Attention,
-    ClusterKind,
-    ClusterSpec,
-    DataSpec,
-    DeviceSpec,
-    Dtype,
     JobSpec,
-    LoraBias,
-    Loss,
     MethodKind,
-    MethodSpec,
-    ModelSpec,
     Offload,
-    Optimizer,
     Precision,
-    Program,
-    QuantType,
-    Schedule,
     ShardKind,
     ShardSpec,
-    TrackerKind,
-    TrackerSpec,
-    TrainSpec,
     to_json,
 )
+from tests.specs import device_spec, job_spec, method_spec
 
 TIMEOUT_S = 180.0
 
@@ -63,74 +47,32 @@ def make_spec(
     **train: Any,
 ) -> JobSpec:
     """A small job on CPU ranks: 6 steps of 8 sequences, two micro batches of 2 on each of two ranks."""
-    return JobSpec(
-        model=ModelSpec(
-            name="tiny",
-            source="path",
-            hub_id=None,
-            revision=None,
-            license="none",
-            gated=False,
-            path=str(model_dir),
-            config=json.loads((model_dir / "config.json").read_text()),
-        ),
-        method=_method(method, shard, precision),
+    return job_spec(
+        model={
+            "license": "none",
+            "path": str(model_dir),
+            "config": json.loads((model_dir / "config.json").read_text()),
+        },
+        method=method_spec(method, shard=shard, precision=precision, rank=4),
         shard=_shard(shard),
-        data=DataSpec(name="tiny", path=str(data_file), eval_path=None, eval_fraction=0.15, max_samples=None),
-        train=dataclasses.replace(_TRAIN, precision=precision, **train),
-        device=DeviceSpec(
-            name="cpu",
-            kind="cpu",
-            memory_bytes=None,
-            compute_capability=None,
-            memory_bandwidth_bytes_per_s=None,
-            source="test",
-        ),
-        cluster=ClusterSpec(kind=ClusterKind.LOCAL),
-        tracker=TrackerSpec(kind=TrackerKind.NONE, project=None),
-        program=Program.TORCHRUN,
-        gpus_per_node=world_size,
-        nodes=1,
+        data={"name": "tiny", "path": str(data_file), "eval_fraction": 0.15},
+        train=TRAIN | {"precision": precision} | train,
+        device=device_spec("cpu", "cpu"),
+        gpus=world_size,
     )
 
 
-_TRAIN = TrainSpec(
-    epochs=1.0,
-    max_steps=6,
-    global_batch=8,
-    micro_batch=2,
-    sequence_length=96,
-    packing=False,
-    precision=Precision.FP32,
-    optimizer=Optimizer.ADAMW,
-    learning_rate=5e-3,
-    weight_decay=0.01,
-    schedule=Schedule.COSINE,
-    warmup_ratio=0.2,
-    max_grad_norm=1.0,
-    activation_checkpointing=ActivationCheckpointing.NONE,
-    attention=Attention.SDPA,
-    loss=Loss.CROSS_ENTROPY,
-    log_every_steps=1,
-    eval_every_steps=None,
-    save_every_steps=None,
-    keep_checkpoints=2,
-    dataloader_workers=0,
-    seed=7,
-)
-
-
-def _method(kind: MethodKind, shard: ShardKind, precision: Precision) -> MethodSpec:
-    if kind is MethodKind.FULL:
-        return MethodSpec(kind=kind)
-    lora = MethodSpec(kind=kind, rank=4, alpha=8.0, dropout=0.0, targets=("all-linear",), bias=LoraBias.NONE)
-    if kind is MethodKind.LORA:
-        return lora
-    compute = COMPUTE[precision]
-    storage = compute if shard is ShardKind.FSDP else Dtype.UINT8
-    return dataclasses.replace(
-        lora, quant_type=QuantType.NF4, double_quant=True, compute_dtype=compute, storage_dtype=storage
-    )
+TRAIN = {
+    "max_steps": 6,
+    "global_batch": 8,
+    "micro_batch": 2,
+    "sequence_length": 96,
+    "learning_rate": 5e-3,
+    "weight_decay": 0.01,
+    "warmup_ratio": 0.2,
+    "activation_checkpointing": ActivationCheckpointing.NONE,
+    "seed": 7,
+}
 
 
 def _shard(kind: ShardKind) -> ShardSpec:

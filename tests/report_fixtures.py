@@ -21,29 +21,9 @@ from launcher.runs.records import (
     write_record,
 )
 from launcher.shards import shard_defaults
-from launcher.spec import (
-    ActivationCheckpointing,
-    Attention,
-    ClusterKind,
-    ClusterSpec,
-    DataSpec,
-    DeviceSpec,
-    JobSpec,
-    LoraBias,
-    Loss,
-    MethodKind,
-    MethodSpec,
-    ModelSpec,
-    Optimizer,
-    Precision,
-    Program,
-    Schedule,
-    ShardKind,
-    TrackerKind,
-    TrackerSpec,
-    TrainSpec,
-)
+from launcher.spec import DeviceSpec, JobSpec, LoraBias, MethodKind, MethodSpec, ShardKind
 from launcher.units import GIB, KIB, MIB
+from tests.specs import device_spec, job_spec
 
 # 2 layers of 64: 8192 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 256 + 2 * 64) + 64 = 655,680 parameters
 TINY_CONFIG: dict[str, Any] = {
@@ -62,19 +42,12 @@ STEP = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD)
 LORA = MethodSpec(
     kind=MethodKind.LORA, rank=8, alpha=16.0, dropout=0.0, targets=("q_proj", "v_proj"), bias=LoraBias.NONE
 )
-RTX4090 = DeviceSpec(
-    name="rtx4090", kind="cuda", memory_bytes=24 * GIB, compute_capability=(8, 9),
-    memory_bandwidth_bytes_per_s=1_008_000_000_000, source="fixture",
-)  # fmt: skip
+RTX4090 = device_spec(
+    "rtx4090", memory_bytes=24 * GIB, compute_capability=(8, 9), bandwidth=1_008_000_000_000, source="fixture"
+)
 WRAPPERS = {ShardKind.DDP: "DistributedDataParallel", ShardKind.ZERO3: "DeepSpeedEngine"}
-CPU = DeviceSpec(
-    name="cpu", kind="cpu", memory_bytes=32 * GIB, compute_capability=None, memory_bandwidth_bytes_per_s=None,
-    source="fixture",
-)  # fmt: skip
-ANY = DeviceSpec(
-    name="any", kind="cuda", memory_bytes=None, compute_capability=None, memory_bandwidth_bytes_per_s=None,
-    source="fixture",
-)  # fmt: skip
+CPU = device_spec("cpu", "cpu", 32 * GIB, source="fixture")
+ANY = device_spec("any", source="fixture")
 
 
 def spec(
@@ -87,29 +60,16 @@ def spec(
     micro_batch: int = 4,
 ) -> JobSpec:
     """A job on the tiny model."""
-    return JobSpec(
-        model=ModelSpec(
-            name="tiny", source="path", hub_id=None, revision=None, license="apache-2.0", gated=False,
-            path="/models/tiny", config=TINY_CONFIG,
-        ),
+    return job_spec(
+        model={"license": "apache-2.0", "path": "/models/tiny", "config": TINY_CONFIG},
         method=method,
         shard=shard_defaults(shard, TINY_CONFIG["hidden_size"], on_cuda=device.kind == "cuda"),
-        data=DataSpec(name="alpaca", path="/data/rows.jsonl", eval_path=None, eval_fraction=0.1, max_samples=None),
-        train=TrainSpec(
-            epochs=1.0, max_steps=None, global_batch=64, micro_batch=micro_batch, sequence_length=1024, packing=False,
-            precision=Precision.BF16_MIXED, optimizer=Optimizer.ADAMW, learning_rate=2e-4, weight_decay=0.0,
-            schedule=Schedule.COSINE, warmup_ratio=0.03, max_grad_norm=1.0,
-            activation_checkpointing=ActivationCheckpointing.FULL, attention=Attention.SDPA, loss=Loss.CROSS_ENTROPY,
-            log_every_steps=1, eval_every_steps=None, save_every_steps=None, keep_checkpoints=2, dataloader_workers=0,
-            seed=42,
-        ),
+        data={"name": "alpaca", "path": "/data/rows.jsonl"},
+        train={"global_batch": 64, "micro_batch": micro_batch, "sequence_length": 1024},
         device=device,
-        cluster=ClusterSpec(kind=ClusterKind.LOCAL),
-        tracker=TrackerSpec(kind=TrackerKind.NONE, project=None),
-        program=Program.TORCHRUN,
-        gpus_per_node=gpus_per_node,
+        gpus=gpus_per_node,
         nodes=nodes,
-    )  # fmt: skip
+    )
 
 
 def _term(name: str, kind: TermKind, size_bytes: int, phases: tuple[Phase, ...], formula: str, source: str) -> Term:

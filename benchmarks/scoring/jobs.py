@@ -9,28 +9,18 @@ from typing import Any
 from launcher.devices import listed_devices
 from launcher.models import lora_parameters, model_shape
 from launcher.planner.practice import Practice
-from launcher.precision import COMPUTE
 from launcher.shards import shard_defaults
 from launcher.spec import (
-    ClusterKind,
-    ClusterSpec,
-    DataSpec,
     DeviceSpec,
-    Dtype,
     JobSpec,
-    LoraBias,
+    Loss,
     MethodKind,
     MethodSpec,
-    ModelSpec,
     Precision,
-    Program,
     QuantType,
-    Schedule,
     ShardKind,
-    TrackerKind,
-    TrackerSpec,
-    TrainSpec,
 )
+from tests.specs import device_spec, job_spec, method_spec
 
 from . import reading
 from .cases import Case
@@ -59,20 +49,16 @@ def job_of(case: Case) -> Job:
         raise Unmodelled(f"the architecture is not known: {case.row.get('model')}")
     method, sharding = reading.read_method(case), reading.read_sharding(case)
     precision, loss = reading.read_precision(case, method, sharding), reading.read_loss(case)
-    spec = JobSpec(
-        model=_model(case, dict(config)),
+    spec = job_spec(
+        model={"name": str(case.row["model"]), "config": dict(config)},
         method=_method(case, method, precision, sharding.kind),
         shard=dataclasses.replace(
             shard_defaults(sharding.kind, config["hidden_size"], on_cuda=True), offload=reading.read_offload(case)
         ),
-        data=DataSpec(name="measured", path=None, eval_path=None, eval_fraction=0.0, max_samples=None),
+        data={"name": "measured", "eval_fraction": 0.0},
         train=_train(case, precision, loss),
         device=card_of(case) or ANY_CARD,
-        cluster=ClusterSpec(kind=ClusterKind.LOCAL),
-        tracker=TrackerSpec(kind=TrackerKind.NONE, project=None),
-        program=Program.TORCHRUN,
-        gpus_per_node=reading.read_count(case, "n_gpus"),
-        nodes=1,
+        gpus=reading.read_count(case, "n_gpus"),
     )
     _check_targets(spec)
     return Job(spec=spec, practice=practice_of(case, method, sharding, precision, loss), sharding=sharding)
@@ -90,14 +76,7 @@ def _check_targets(spec: JobSpec) -> None:
         raise Unmodelled(str(problem)) from problem
 
 
-ANY_CARD = DeviceSpec(
-    name="any",
-    kind="cuda",
-    memory_bytes=None,
-    compute_capability=(8, 0),
-    memory_bandwidth_bytes_per_s=None,
-    source="a card that conf/device does not list",
-)
+ANY_CARD = device_spec("any", compute_capability=(8, 0), source="a card that conf/device does not list")
 
 
 def card_of(case: Case) -> DeviceSpec | None:
@@ -115,70 +94,34 @@ def card_of(case: Case) -> DeviceSpec | None:
     )
 
 
-def _model(case: Case, config: dict[str, Any]) -> ModelSpec:
-    return ModelSpec(
-        name=str(case.row["model"]),
-        source="path",
-        hub_id=None,
-        revision=None,
-        license="unknown",
-        gated=False,
-        path=".",
-        config=config,
-    )
-
-
 def _method(case: Case, kind: MethodKind, precision: Precision, shard: ShardKind) -> MethodSpec:
     if kind is MethodKind.FULL:
         return MethodSpec(kind=kind)
     dropout = reading.read_dropout(case)
     if dropout is None:
         dropout = FMS_DROPOUT if "fms-acceleration" in case.source else 0.0
-    rank = reading.read_count(case, "lora_rank")
-    found = MethodSpec(
-        kind=kind,
-        rank=rank,
-        alpha=2.0 * rank,
+    return method_spec(
+        kind,
+        shard=shard,
+        precision=precision,
+        rank=reading.read_count(case, "lora_rank"),
         dropout=dropout,
         targets=reading.read_targets(case),
-        bias=LoraBias.NONE,
-    )
-    if kind is MethodKind.LORA:
-        return found
-    compute = COMPUTE[precision]
-    return dataclasses.replace(
-        found,
         quant_type=QuantType.FP4 if "fp4" in case.text("quant") else QuantType.NF4,
-        double_quant=reading.read_double_quant(case),
-        compute_dtype=compute,
-        storage_dtype=compute if shard is ShardKind.FSDP else Dtype.UINT8,
+        double_quant=kind is MethodKind.QLORA and reading.read_double_quant(case),
     )
 
 
-def _train(case: Case, precision: Precision, loss: Any) -> TrainSpec:
+def _train(case: Case, precision: Precision, loss: Loss) -> dict[str, Any]:
+    """What the row says of its training."""
     micro_batch = reading.read_count(case, "micro_batch")
-    num_sequences = micro_batch * reading.read_count(case, "n_gpus") * reading.read_accumulation(case)
-    return TrainSpec(
-        epochs=1.0,
-        max_steps=None,
-        global_batch=num_sequences,
-        micro_batch=micro_batch,
-        sequence_length=reading.read_count(case, "seq_len"),
-        packing=False,
-        precision=precision,
-        optimizer=reading.read_optimizer(case),
-        learning_rate=1e-4,
-        weight_decay=0.0,
-        schedule=Schedule.CONSTANT,
-        warmup_ratio=0.0,
-        max_grad_norm=1.0,
-        activation_checkpointing=reading.read_checkpointing(case),
-        attention=reading.read_attention(case),
-        loss=loss,
-        log_every_steps=1,
-        eval_every_steps=None,
-        save_every_steps=None,
-        keep_checkpoints=1,
-        dataloader_workers=0,
-        seed=0,
-    )
+    return {
+        "global_batch": micro_batch * reading.read_count(case, "n_gpus") * reading.read_accumulation(case),
+        "micro_batch": micro_batch,
+        "sequence_length": reading.read_count(case, "seq_len"),
+        "precision": precision,
+        "optimizer": reading.read_optimizer(case),
+        "activation_checkpointing": reading.read_checkpointing(case),
+        "attention": reading.read_attention(case),
+        "loss": loss,
+    }
