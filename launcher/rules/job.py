@@ -1,27 +1,20 @@
-"""The rules across fields: which combinations exist, and the way out of those that do not.
-
-Each rule is a function from a Case to the problems it finds. What is refused here is what the pinned libraries
-cannot do, or would do silently wrong; RULES at the end is the whole table.
-"""
+"""Rules about the job itself: methods, shardings, precisions, optimizers, data, and what their libraries can do."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.datafile import check_file
 from launcher.errors import Problem
-from launcher.host import Host
-from launcher.models import ModelShape, lora_allows_dropout, lora_parameters
+from launcher.models import lora_allows_dropout, lora_parameters
 from launcher.precision import COMPUTE, is_deepspeed
+from launcher.rules.case import Case
 from launcher.spec import (
     ActivationCheckpointing,
     Attention,
-    ClusterKind,
     Dtype,
-    JobSpec,
     Loss,
     MethodKind,
     Mode,
@@ -32,25 +25,6 @@ from launcher.spec import (
     QuantType,
     ShardKind,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """What a rule may look at."""
-
-    spec: JobSpec
-    shape: ModelShape
-    mode: Mode
-    host: Host
-
-    @property
-    def older_than_ampere(self) -> bool:
-        """Compute capability below 8.0: no bf16 arithmetic, no flash-attention 2. Unknown for a card nobody named."""
-        capability = self.spec.device.compute_capability
-        return capability is not None and capability < (8, 0)
-
-
-Rule = Callable[[Case], Iterator[Problem]]
 
 
 def ranks_to_shard_over(case: Case) -> Iterator[Problem]:
@@ -284,64 +258,3 @@ def data_is_there(case: Case) -> Iterator[Problem]:
     if data.eval_path is None and data.eval_fraction == 0:
         rule = "leaves nothing held out, so nothing could be evaluated"
         yield Problem(field="data.eval_fraction", value=0, rule=rule, way_out="use 0.05, or data.eval_path=FILE")
-
-
-def target_exists(case: Case) -> Iterator[Problem]:
-    """Several nodes need a cluster; hosts and Slurm are planned, not yet submitted to."""
-    spec = case.spec
-    if spec.nodes > 1 and spec.cluster.kind is ClusterKind.LOCAL:
-        way_out = "use cluster=hosts or cluster=slurm with mode=plan"
-        yield Problem(field="nodes", value=spec.nodes, rule="needs a cluster of hosts", way_out=way_out)
-    if case.mode is not Mode.PLAN and spec.cluster.kind is not ClusterKind.LOCAL:
-        rule = "can be planned in this version, not yet submitted to"
-        yield Problem(field="cluster", value=spec.cluster.kind, rule=rule, way_out="use mode=plan")
-
-
-def host_has_devices(case: Case) -> Iterator[Problem]:
-    """A run uses devices that are there; CUDA never becomes CPU without a word."""
-    spec, host = case.spec, case.host
-    if case.mode is not Mode.RUN or spec.cluster.kind is not ClusterKind.LOCAL:
-        return
-    if spec.device.kind == "cpu":
-        if spec.gpus_per_node > max(host.num_cores, 2):
-            rule = f"is more than this host can run: it has no GPU for it and {host.num_cores} cores"
-            way_out = "use gpus=2, or mode=plan device=NAME for a host with GPUs"
-            yield Problem(field="gpus", value=spec.gpus_per_node, rule=rule, way_out=way_out)
-        return
-    if host.gpu is None:
-        rule = "is not in this host: it has no GPU"
-        yield Problem(field="device", value=spec.device.name, rule=rule, way_out="use device=cpu, or mode=plan")
-    elif host.gpu.name != spec.device.name and host.gpu.memory_bytes != spec.device.memory_bytes:
-        rule = f"is not in this host: it has {host.num_gpus} x {host.gpu.name}"
-        yield Problem(field="device", value=spec.device.name, rule=rule, way_out="use device=auto, or mode=plan")
-    if host.gpu is not None and spec.gpus_per_node > host.num_gpus:
-        rule = f"is more than the {host.num_gpus} GPUs of this host"
-        yield Problem(field="gpus", value=spec.gpus_per_node, rule=rule, way_out="use gpus=auto, or mode=plan")
-
-
-RULES: tuple[Rule, ...] = (
-    target_exists,
-    host_has_devices,
-    ranks_to_shard_over,
-    offload_exists,
-    launcher_can_start,
-    optimizer_exists,
-    precision_exists,
-    attention_exists,
-    loss_exists,
-    checkpointing_exists,
-    optional_packages,
-    method_options,
-    lora_targets,
-    quantisation_dtypes,
-    eight_bit_base_exists,
-    global_batch_divides,
-    sequence_fits_model,
-    data_is_there,
-)
-
-
-def broken_rules(spec: JobSpec, shape: ModelShape, mode: Mode, host: Host) -> tuple[Problem, ...]:
-    """Every problem that the rules find, in the order of the table."""
-    case = Case(spec=spec, shape=shape, mode=mode, host=host)
-    return tuple(problem for rule in RULES for problem in rule(case))
