@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
+from launcher.hostfile import read_hostfile
 from launcher.reader import AUTO, Reader
-from launcher.spec import ClusterKind, ClusterSpec, GpuRequest, HostsSpec, SlurmSpec
+from launcher.spec import ClusterKind, ClusterSpec, GpuRequest, HostsSpec, Mode, SlurmSpec
 from launcher.units import GIB, KIB, MIB
 
 COMMON = ("name", "kind", "network_interface", "environment")
@@ -45,8 +47,65 @@ def _refuse_foreign(reader: Reader, kind: ClusterKind) -> None:
 
 
 def _hosts(reader: Reader) -> HostsSpec:
+    """Every host of the file; a plan does without a file."""
     hostfile = reader.get("cluster.hostfile")
-    return HostsSpec(hostfile="" if hostfile is None else str(Path(hostfile).expanduser().absolute()), hosts=())
+    if hostfile is None:
+        if reader.get("mode") != Mode.PLAN:
+            way_out = "use cluster.hostfile=FILE (see hostfile.example), or mode=plan"
+            reader.report("cluster.hostfile", "is required with cluster=hosts", way_out)
+        return HostsSpec(hostfile="", hosts=())
+    path = Path(hostfile).expanduser().absolute()
+    hosts, problems = read_hostfile(path)
+    reader.problems.extend(problems)
+    return HostsSpec(hostfile=str(path), hosts=hosts)
+
+
+def read_nodes(reader: Reader, cluster: ClusterSpec) -> int:
+    """How many nodes: auto is every host of the hostfile, and 1 where there is none."""
+    hosts = () if cluster.hosts is None else cluster.hosts.hosts
+    value = reader.get("nodes")
+    if value == AUTO:
+        return max(1, len(hosts))
+    nodes = int(reader.at_least("nodes", 1))
+    if hosts and nodes > len(hosts):
+        rule = f"is more than the {_count(len(hosts), 'host')} of {reader.get('cluster.hostfile')}"
+        reader.report("nodes", rule, f"use nodes={len(hosts)}, or add hosts")
+    return nodes
+
+
+def with_nodes(cluster: ClusterSpec, nodes: int) -> ClusterSpec:
+    """The cluster with as many of its hosts as the job takes: the first of the file."""
+    if cluster.hosts is None:
+        return cluster
+    hosts = dataclasses.replace(cluster.hosts, hosts=cluster.hosts.hosts[:nodes])
+    return dataclasses.replace(cluster, hosts=hosts)
+
+
+def read_slots(reader: Reader, cluster: ClusterSpec) -> int | None:
+    """Ranks per node as the chosen hosts have slots; None where there are no hosts to tell."""
+    if cluster.kind is ClusterKind.SLURM and reader.get("gpus") == AUTO:
+        reader.report("gpus", "cannot be counted from here on a Slurm cluster", "say how many a node has: gpus=8")
+    hosts = () if cluster.hosts is None else cluster.hosts.hosts
+    if not hosts:
+        return None
+    least, most = min(hosts, key=lambda each: each.slots), max(hosts, key=lambda each: each.slots)
+    value = reader.get("gpus")
+    if value != AUTO:
+        if isinstance(value, int) and value > least.slots:
+            rule = f"is more than the {_count(least.slots, 'slot')} of {least.host}"
+            reader.report("gpus", rule, f"use gpus={least.slots}, or leave {least.host} out")
+        return None
+    if least.slots != most.slots:
+        rule = (
+            f"cannot be one number for every host: {most.host} has {_count(most.slots, 'slot')}, "
+            f"{least.host} has {least.slots}"
+        )
+        reader.report("gpus", rule, f"use gpus={least.slots}")
+    return least.slots
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _slurm(reader: Reader) -> SlurmSpec:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.clusters import read_cluster
+from launcher.clusters import read_cluster, read_nodes, read_slots, with_nodes
 from launcher.errors import InputError, Problem
 from launcher.host import Host
 from launcher.models import ModelShape, model_shape, read_config
@@ -22,6 +22,8 @@ from launcher.shards import shard_defaults, storage_dtype
 from launcher.spec import (
     ActivationCheckpointing,
     Attention,
+    ClusterKind,
+    ClusterSpec,
     DataSpec,
     DeviceSpec,
     Dtype,
@@ -113,8 +115,11 @@ def _model(reader: Reader) -> tuple[ModelSpec, ModelShape]:
     return spec, shape
 
 
-def _device(reader: Reader, host: Host, mode: Mode, num_gpus: int | str) -> DeviceSpec:
-    """The device every rank has; `auto` is the host's GPU, the CPU for a run without one, or no card for a plan."""
+def _device(reader: Reader, host: Host, mode: Mode, num_gpus: int | str, cluster: ClusterSpec) -> DeviceSpec:
+    """The device every rank has; `auto` is the host's GPU, the CPU for a run without one, or no card for a plan.
+
+    Of a Slurm cluster's nodes nothing is known here: a card is named, or only planned for.
+    """
     conf = reader.get("device")
     if conf["kind"] == "cuda":
         return DeviceSpec(
@@ -125,7 +130,11 @@ def _device(reader: Reader, host: Host, mode: Mode, num_gpus: int | str) -> Devi
             memory_bandwidth_bytes_per_s=conf["memory_bandwidth_bytes_per_s"],
             source=conf["source"],
         )
-    if conf["kind"] == "auto" and host.gpu is not None:
+    elsewhere = cluster.kind is ClusterKind.SLURM
+    if conf["kind"] == "auto" and elsewhere and mode is not Mode.PLAN:
+        rule, way_out = "cannot be looked at from here on a Slurm cluster", "name it: device=h100-80g, or device=cpu"
+        reader.problems.append(Problem(field="device", value=AUTO, rule=rule, way_out=way_out))
+    if conf["kind"] == "auto" and host.gpu is not None and not elsewhere:
         return host.gpu
     if conf["kind"] == "auto" and mode is Mode.PLAN:
         return DeviceSpec(
@@ -137,13 +146,15 @@ def _device(reader: Reader, host: Host, mode: Mode, num_gpus: int | str) -> Devi
             source="no card named, and this host has none",
         )
     num_ranks = num_gpus if isinstance(num_gpus, int) and num_gpus >= 1 else NUM_CPU_RANKS
+    asked_bytes = cluster.slurm.memory_bytes_per_node if cluster.slurm is not None else None
+    whose = "cluster.mem" if asked_bytes else f"the RAM available on {host.hostname}"
     return DeviceSpec(
         name="cpu",
         kind="cpu",
-        memory_bytes=host.ram_available_bytes // num_ranks,
+        memory_bytes=(asked_bytes or host.ram_available_bytes) // num_ranks,
         compute_capability=None,
         memory_bandwidth_bytes_per_s=None,
-        source=f"the RAM available on {host.hostname}, shared by {num_ranks} ranks",
+        source=f"{whose}, shared by {num_ranks} ranks",
     )
 
 
@@ -151,8 +162,10 @@ NUM_CPU_RANKS = 2
 """Ranks on a host without a GPU when gpus=auto: enough for every sharding to shard something."""
 
 
-def _gpus_per_node(reader: Reader, host: Host, device: DeviceSpec) -> int:
+def _gpus_per_node(reader: Reader, host: Host, device: DeviceSpec, slots: int | None) -> int:
     value = reader.get("gpus")
+    if value == AUTO and slots is not None:
+        return slots
     if value == AUTO:
         return host.num_gpus if device.kind == "cuda" and host.num_gpus else NUM_CPU_RANKS
     if not isinstance(value, int):
@@ -306,7 +319,11 @@ def make_spec(conf: Mapping[str, Any], host: Host) -> JobSpec:
     reader.choice("fit", Fit)
     reader.choice("plan.format", PlanFormat)
     reader.choice("plan.by", PlanBy)
-    device = _device(reader, host, mode, reader.get("gpus"))
+    cluster = read_cluster(reader)
+    nodes = read_nodes(reader, cluster)
+    cluster = with_nodes(cluster, nodes)
+    slots = read_slots(reader, cluster)
+    device = _device(reader, host, mode, reader.get("gpus") if slots is None else slots, cluster)
     precision = _precision(reader, device)
     model, shape = _model(reader)
     shard = _shard(reader, shape.hidden_size, on_cuda=device.kind == "cuda")
@@ -318,11 +335,11 @@ def make_spec(conf: Mapping[str, Any], host: Host) -> JobSpec:
         data=_data(reader),
         train=_train(reader, precision, method.kind, model.config),
         device=device,
-        cluster=read_cluster(reader),
+        cluster=cluster,
         tracker=TrackerSpec(kind=reader.choice("tracker.name", TrackerKind), project=reader.get("tracker.project")),
         program=reader.choice("launcher", Program),
-        gpus_per_node=_gpus_per_node(reader, host, device),
-        nodes=reader.at_least("nodes", 1),
+        gpus_per_node=_gpus_per_node(reader, host, device, slots),
+        nodes=nodes,
     )
     reported = {problem.field for problem in reader.problems}
     broken = broken_rules(spec, shape, mode, host)

@@ -165,5 +165,5 @@ class JobConf:
     fit: str = "refuse"
     launcher: str = "torchrun"
     gpus: int | str = AUTO
-    nodes: int = 1
+    nodes: int | str = AUTO
     runs_dir: str = "runs"

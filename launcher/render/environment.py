@@ -13,9 +13,11 @@ from netrc import NetrcParseError, netrc
 from pathlib import Path
 
 from launcher.runs.processes import RUN_VARIABLE
-from launcher.spec import JobSpec, MethodKind, ShardKind, TrackerKind
+from launcher.spec import ClusterKind, JobSpec, MethodKind, ShardKind, TrackerKind
 
 WANDB_HOST = "api.wandb.ai"
+
+INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 # Left behind by `accelerate config`, by another launcher, or by a job this one was started from: each of them
 # changes silently how the ranks train or where they look for each other.
@@ -92,12 +94,15 @@ def environment(spec: JobSpec, *, run_dir: str, host: HostFacts) -> dict[str, st
     added = {
         RUN_VARIABLE: run_dir,
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "OMP_NUM_THREADS": str(max(1, host.num_cpus // spec.gpus_per_node)),
         "PYTHONFAULTHANDLER": "1",  # a crash in native code leaves a traceback in the rank's log
         "PYTHONSAFEPATH": "1",  # a jobs/ folder in the working directory cannot shadow ours
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",  # its threads and forked data loader workers deadlock
     }
+    if spec.cluster.kind is not ClusterKind.HOSTS:  # each of several hosts tells its own number of cores
+        added["OMP_NUM_THREADS"] = str(max(1, host.num_cpus // spec.gpus_per_node))
+    if spec.cluster.network_interface is not None:
+        added |= dict.fromkeys(INTERFACE_VARIABLES, spec.cluster.network_interface)
     if spec.model.source != "hub":
         added["HF_HUB_OFFLINE"] = "1"
     added |= _device(spec, host) | _sharding(spec) | _tracker(spec, run_dir, host)

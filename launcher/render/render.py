@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from launcher.errors import InputError, Problem
+from launcher.hostfile import hostfile_text
 from launcher.planner.types import MemoryPlan
 from launcher.precision import is_deepspeed
 from launcher.render.deepspeed import deepspeed_argv
@@ -34,9 +36,11 @@ def render(
     """
     assert memory_plan.spec == spec, "the job to render is not the job that was planned"
     assert runs_dir.is_absolute(), f"runs_dir must be absolute: {runs_dir}"
-    if spec.cluster.kind is not ClusterKind.LOCAL or spec.nodes != 1:
+    if spec.cluster.kind is ClusterKind.SLURM or (spec.cluster.kind is ClusterKind.LOCAL and spec.nodes != 1):
         raise InputError([_not_here(spec)])
     host = host or HostFacts()
+    if spec.cluster.kind is not ClusterKind.LOCAL:
+        host = dataclasses.replace(host, visible_devices=None)  # of this host, which takes no part
     run = RunFolder(runs_dir / run_id)
     run_dir = str(run.root)
     return LaunchPlan(
@@ -59,7 +63,10 @@ def _not_here(spec: JobSpec) -> Problem:
 
 def _argv(spec: JobSpec, *, run_dir: str, python: str, master_port: int, host: HostFacts) -> tuple[str, ...]:
     if spec.program is Program.DEEPSPEED:
-        return deepspeed_argv(spec, run_dir=run_dir, python=python, master_port=master_port, host=host)
+        hostfile = str(RunFolder(Path(run_dir)).hostfile)
+        return deepspeed_argv(
+            spec, run_dir=run_dir, python=python, master_port=master_port, host=host, hostfile=hostfile
+        )
     return torchrun_argv(spec, run_dir=run_dir, python=python)
 
 
@@ -68,4 +75,6 @@ def _files(spec: JobSpec, memory_plan: MemoryPlan, run: RunFolder) -> dict[str, 
     files = {run.job: to_json(spec), run.memory_plan: to_json(memory_plan)}
     if is_deepspeed(spec.shard.kind):
         files[run.deepspeed] = to_json(deepspeed_config(spec))
+    if spec.cluster.hosts is not None:
+        files[run.hostfile] = hostfile_text(spec.cluster.hosts.hosts, slots=spec.gpus_per_node)
     return {str(path.relative_to(run.root)): text + "\n" for path, text in files.items()}

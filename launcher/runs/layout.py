@@ -9,17 +9,21 @@ runs/<id>/
   events.jsonl              stages, one JSON line each, appended by launcher and rank 0
   metrics.jsonl             training and evaluation metrics, rank 0 only
   job.sh                    the sbatch script, where a scheduler starts the run
+  hostfile                  the hosts of the run and their slots, where it has several
   submission.json           how it was last handed to a scheduler
   control/stop-<attempt>    exists: every rank stops at the end of its step; its first line says why
   control/cancelled         exists: the user cancelled the run; no attempt starts until it is resumed
+  control/lease-<attempt>   rewritten by the launcher as long as it lives, for ranks on hosts that have no agent
   control/job-<submission>  the one job that may run under this submission; whoever comes second ends at once
-  attempts/<k>/             one folder a start; an attempt whose number is not the highest is fenced off:
+  attempts/<k>/             one folder a start; one is fenced off once a later one has an attempt.json:
     attempt.json                                by the head node: job id, where the nodes meet
     started.json finished.json stopped.json     markers, written last, by rank 0
     failed-rank-<r>.json                        by the rank that failed
     measured-rank-<r>.json                      memory, by every rank
+    refused                                     by the head node: why this start came to nothing; it does not count
     requeue                                     by the head node: this attempt stopped in order, and may go on
-    node-<n>/end.json                           how the ranks of a node ended, by its agent
+    node-<n>/ranks.json                         which ranks are on a node, by its agent
+    node-<n>/end.json                           how they ended, by its agent, last
     node-<n>/logs/                              by the program that starts the ranks there
   checkpoints/checkpoint-<step>/manifest.json   written last; without it the checkpoint does not count
   result/                   adapter or model, with its own manifest.json
@@ -104,12 +108,19 @@ class RunFolder:
         return self.root / "job.sh"
 
     @property
+    def hostfile(self) -> Path:
+        return self.root / "hostfile"
+
+    @property
     def submission(self) -> Path:
         return self.root / "submission.json"
 
     @property
     def cancelled(self) -> Path:
         return self.root / "control" / "cancelled"
+
+    def lease(self, attempt: int) -> Path:
+        return self.root / "control" / f"lease-{attempt}"
 
     def job_claim(self, submission: int) -> Path:
         return self.root / "control" / f"job-{submission}"
@@ -123,6 +134,12 @@ class RunFolder:
     def node(self, attempt: int, node: int) -> Path:
         return self.attempt(attempt) / f"node-{node}"
 
+    def refused(self, attempt: int) -> Path:
+        return self.attempt(attempt) / "refused"
+
+    def node_ranks(self, attempt: int, node: int) -> Path:
+        return self.node(attempt, node) / "ranks.json"
+
     def node_end(self, attempt: int, node: int) -> Path:
         return self.node(attempt, node) / "end.json"
 
@@ -132,8 +149,8 @@ class RunFolder:
     def attempt(self, attempt: int) -> Path:
         return self.root / "attempts" / str(attempt)
 
-    def logs(self, attempt: int) -> Path:
-        return self.attempt(attempt) / "logs"
+    def logs(self, attempt: int, node: int = 0) -> Path:
+        return self.node(attempt, node) / "logs"
 
     def started(self, attempt: int) -> Path:
         return self.attempt(attempt) / "started.json"
