@@ -28,11 +28,11 @@ LAYERS = (
     ("clusters",),
     ("overrides", "reader"),
     ("options",),
-    ("shards", "precision", "datafile", "schema", "host", "readings"),
+    ("shards", "precision", "datafile", "schema", "host", "hostfile", "readings"),
     ("devices", "models"),
     ("paths",),
     ("spec",),
-    ("units", "errors"),
+    ("units", "errors", "allowed"),
 )
 RANK = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 HEAVY = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets")
