@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 import hydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
@@ -35,6 +36,7 @@ from launcher.report.errors import show_error
 from launcher.report.tracing import TraceScreen
 from launcher.schema import JobConf
 from launcher.spec import Mode
+from launcher.sweeps.loader import CellLoader
 from launcher.workflow import Prepared, prepare, refuse_if_too_large, show_prepared
 
 CONFIG_NAME = "config"
@@ -46,6 +48,10 @@ class SweepTask:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+
+    def cell_loader(self, loader: ConfigLoader) -> ConfigLoader:
+        """What composes the cells, asked by the sweep launcher."""
+        return CellLoader(loader, conf_dir())
 
     @cached_property
     def host(self) -> Host:

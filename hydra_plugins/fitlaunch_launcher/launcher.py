@@ -1,8 +1,9 @@
 """A Hydra launcher in two steps: run every cell's task in process, then hand all results to the task's `finish_sweep`.
 
 For fitlaunch a cell's task only validates and plans, so that nothing starts before every cell was checked;
-`finish_sweep` then shows them in one table, starts those that fit and puts each cell's value in its JobReturn.
-A task without `finish_sweep` is simply run, as Hydra's basic launcher would.
+`finish_sweep` then shows them in one table, starts or submits those that fit and puts each cell's value in its
+JobReturn. Its `cell_loader` composes cells where the task knows a quicker way than Hydra's own.
+A task without these two is simply run, as Hydra's basic launcher would.
 """
 
 # No `from __future__ import annotations` here: Hydra executes plugin modules without entering them in sys.modules,
@@ -32,7 +33,10 @@ class FitlaunchLauncher(Launcher):
     """Prepares all cells of a sweep, then finishes them together."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called once by Hydra, before any launch."""
+        """Called once by Hydra, before any launch, and before the sweeper composes a cell."""
+        cell_loader = getattr(task_function, "cell_loader", None)
+        if cell_loader is not None:
+            hydra_context.config_loader = cell_loader(hydra_context.config_loader)
         self.hydra_context = hydra_context
         self.task_function = task_function
         self.config = config

@@ -16,7 +16,7 @@ LAYERS = (
     ("cli",),
     ("calibrating",),
     ("main",),
-    ("sweep",),
+    ("sweep", "sweeps"),
     ("execution",),
     ("workflow",),
     ("report", "targets"),
