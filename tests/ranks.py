@@ -31,6 +31,7 @@ from launcher.spec import (
     ShardSpec,
     to_json,
 )
+from tests.forked_ranks import ForkedRanks
 from tests.specs import device_spec, job_spec, method_spec
 
 TIMEOUT_S = 180.0
@@ -134,7 +135,7 @@ def environment(run: RunFolder, spec: JobSpec, attempt: int, launcher: tuple[int
 def start_ranks(
     run: RunFolder, spec: JobSpec, attempt: int = 1, launcher: tuple[int, int] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start the ranks in a session of their own; their output goes to the attempt's logs.
+    """Start the ranks by torchrun, in a session of their own; their output goes to the attempt's logs.
 
     launcher: pid and start ticks of what they take for their launcher; by default this process.
     """
@@ -150,7 +151,7 @@ def start_ranks(
         )
 
 
-def wait_for(process: subprocess.Popen[bytes], timeout_s: float = TIMEOUT_S) -> int:
+def wait_for(process: subprocess.Popen[bytes] | ForkedRanks, timeout_s: float = TIMEOUT_S) -> int:
     """Wait for the ranks; kill their whole session when they take too long."""
     try:
         return process.wait(timeout_s)
@@ -161,8 +162,10 @@ def wait_for(process: subprocess.Popen[bytes], timeout_s: float = TIMEOUT_S) -> 
 
 
 def run_ranks(run: RunFolder, spec: JobSpec, attempt: int = 1) -> int:
-    """Start the ranks and wait for them."""
-    return wait_for(start_ranks(run, spec, attempt))
+    """Run forked ranks to their end."""
+    run.logs(attempt).mkdir(parents=True, exist_ok=True)
+    log = run.logs(attempt) / "ranks.log"
+    return wait_for(ForkedRanks(run.root, environment(run, spec, attempt), spec.world_size, log))
 
 
 def log_text(run: RunFolder, attempt: int = 1) -> str:
