@@ -341,6 +341,8 @@ def make_spec(conf: Mapping[str, Any], host: Host) -> JobSpec:
         gpus_per_node=_gpus_per_node(reader, host, device, slots),
         nodes=nodes,
     )
+    if reader.get("sweep.parallel") != AUTO:
+        reader.at_least("sweep.parallel", 1)
     reported = {problem.field for problem in reader.problems}
     broken = broken_rules(spec, shape, mode, host)
     problems = reader.problems + [problem for problem in broken if problem.field not in reported]

@@ -149,6 +149,13 @@ class PlanConf:
 
 
 @dataclass
+class SweepConf:
+    drop: bool = False
+    wait: bool = False
+    parallel: int | str = AUTO
+
+
+@dataclass
 class JobConf:
     """The root of the configuration."""
 
@@ -161,6 +168,7 @@ class JobConf:
     cluster: ClusterConf = field(default_factory=ClusterConf)
     tracker: TrackerConf = field(default_factory=TrackerConf)
     plan: PlanConf = field(default_factory=PlanConf)
+    sweep: SweepConf = field(default_factory=SweepConf)
     mode: str = "run"
     fit: str = "refuse"
     launcher: str = "torchrun"
