@@ -8,3 +8,8 @@ from pathlib import Path
 def conf_dir() -> Path:
     """The folder conf/, which is installed beside the package launcher/."""
     return Path(__file__).resolve().parent.parent / "conf"
+
+
+def job_template() -> Path:
+    """The template of the script that queues a job, installed beside the package launcher/ as well."""
+    return Path(__file__).resolve().parent.parent / "slurm" / "job.sh.j2"

@@ -99,14 +99,22 @@ def environment(spec: JobSpec, *, run_dir: str, host: HostFacts) -> dict[str, st
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",  # its threads and forked data loader workers deadlock
     }
-    if spec.cluster.kind is not ClusterKind.HOSTS:  # each of several hosts tells its own number of cores
-        added["OMP_NUM_THREADS"] = str(max(1, host.num_cpus // spec.gpus_per_node))
+    num_cpus = _num_cpus(spec, host)
+    if num_cpus is not None:
+        added["OMP_NUM_THREADS"] = str(max(1, num_cpus // spec.gpus_per_node))
     if spec.cluster.network_interface is not None:
         added |= dict.fromkeys(INTERFACE_VARIABLES, spec.cluster.network_interface)
     if spec.model.source != "hub":
         added["HF_HUB_OFFLINE"] = "1"
     added |= _device(spec, host) | _sharding(spec) | _tracker(spec, run_dir, host)
     return dict(sorted(added.items()))
+
+
+def _num_cpus(spec: JobSpec, host: HostFacts) -> int | None:
+    """Cores that the ranks of a node share; None where each node has to tell its own number."""
+    if spec.cluster.kind is ClusterKind.LOCAL:
+        return host.num_cpus
+    return None if spec.cluster.slurm is None else spec.cluster.slurm.cpus_per_node
 
 
 def _device(spec: JobSpec, host: HostFacts) -> dict[str, str]:

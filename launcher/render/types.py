@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from launcher.spec import content_hash, to_json
 
-
 NODE_FIELDS = ("{node_rank}", "{head}", "{port}", "{address}", "{is_head}", "{rendezvous}")
 """Stand in argv for: this node's number; where the head node is reached, and the port there; this node's own address;
 1 on the head and 0 elsewhere; a name that no other attempt of any run has."""

@@ -18,8 +18,6 @@ from launcher.render.render import render
 from launcher.render.types import LaunchPlan
 from launcher.render.zero_config import deepspeed_config
 from launcher.spec import (
-    ClusterKind,
-    ClusterSpec,
     JobSpec,
     MethodKind,
     Offload,
@@ -178,12 +176,6 @@ def test_gpus_by_uuid_are_refused_for_deepspeed() -> None:
         "CUDA_VISIBLE_DEVICES=GPU-1f,GPU-2e names GPUs by UUID, which DeepSpeed's launcher does not take: "
         "name them by number, or use launcher=torchrun"
     )
-
-
-def test_what_cannot_be_started_from_here_is_refused() -> None:
-    spec = dataclasses.replace(make_spec(), cluster=ClusterSpec(kind=ClusterKind.SLURM), nodes=2)
-    with pytest.raises(InputError, match=r"^cluster=slurm nodes=2 cannot be started from here yet"):
-        make_launch(RUNS, spec=spec)
 
 
 def test_a_job_that_was_not_planned_is_not_rendered() -> None:

@@ -1,0 +1,88 @@
+#!/bin/bash
+# lora of smollm2-135m under ddp on 1 node of 8 x h100-80g
+#
+# Written by fitlaunch; what it starts is frozen beside it. Queue it with
+#   sbatch /data/runs/20261122-031502-smollm2-135m-lora-ddp-3f9a/job.sh 1
+# where 1 counts its submissions: under one number one job runs, however many are queued.
+# Memory: as asked for.
+# Saves and stops 300 s before its time limit:
+#   as asked for.
+#SBATCH --job-name=fitlaunch-20261122-031502-smollm2-135m-lora-ddp-3f9a
+#SBATCH --chdir=/data/runs/20261122-031502-smollm2-135m-lora-ddp-3f9a
+#SBATCH --output=/data/runs/20261122-031502-smollm2-135m-lora-ddp-3f9a/slurm-%j.out
+#SBATCH --open-mode=append
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gres=gpu:8
+#SBATCH --mem=0
+#SBATCH --time=1440
+#SBATCH --signal=B:USR1@300
+#SBATCH --no-requeue
+
+set -u
+SUBMISSION=${1:?the number of this submission is missing: sbatch job.sh 1}
+JOB=$SLURM_JOB_ID
+RUN='/data/runs/20261122-031502-smollm2-135m-lora-ddp-3f9a'
+cd "$RUN" || exit 1
+mkdir -p control attempts || exit 1
+
+say() { echo "fitlaunch: $*"; }
+
+# Write a file whole, unless it is there already: the first to write it counts.
+write_once() {
+  echo "$2" > "$1.$JOB" && ln "$1.$JOB" "$1" 2> /dev/null
+  rm -f "$1.$JOB"
+}
+
+# A cancelled run stays cancelled. Of two jobs of one submission the second ends here; a requeued job meets its own claim.
+if [ -e control/cancelled ]; then
+  say "the run was cancelled: nothing is started"
+  exit 0
+fi
+write_once "control/job-$SUBMISSION" "$JOB"
+[ -s "control/job-$SUBMISSION" ] || { say "nothing can be written in $RUN/control"; exit 1; }
+CLAIMED=$(< "control/job-$SUBMISSION")
+if [ "$CLAIMED" != "$JOB" ]; then
+  say "submission $SUBMISSION runs as job $CLAIMED: job $JOB has nothing to do"
+  exit 0
+fi
+
+# This attempt: the next number that nobody has.
+K=1
+until mkdir "attempts/$K" 2> /dev/null; do
+  [ -d "attempts/$K" ] || { say "attempts/$K cannot be made in $RUN"; exit 1; }
+  K=$((K + 1))
+done
+
+# Where the nodes meet: never localhost, and below the ports that outgoing connections take.
+HEAD_NODE=
+read -r HEAD_NODE < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+[ -n "$HEAD_NODE" ] || { say "scontrol names no node of '$SLURM_JOB_NODELIST'"; exit 1; }
+PORT=$((10000 + (7 * SLURM_JOB_ID + K) % 20000))
+
+# All ranks stop at the end of the same step when control/stop-K is there; its line says why. USR1 comes before the
+# time limit. TERM is somebody's cancel or a preemption: after it, only Slurm itself may requeue the job.
+ENDED=
+trap 'say "time limit: the ranks save and stop"; write_once "control/stop-$K" "time limit"' USR1
+trap 'ENDED=yes; say "TERM: the ranks save and stop"; write_once "control/stop-$K" TERM' TERM
+
+say "job $JOB, attempt $K on $SLURM_JOB_NODELIST"
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=60 --cpu-bind=none \
+  --container-image='docker://nvcr.io#nvidia/pytorch:26.01-py3' --container-mounts="$RUN,/data:/data:ro,/scratch" \
+  '/venv/bin/python' -P -m launcher.node "$RUN" "$K" --head "$HEAD_NODE" --port "$PORT" --rendezvous "$JOB-$K" &
+STEP=$!
+while :; do # a trap ends `wait`, and srun goes on
+  wait "$STEP"
+  CODE=$?
+  kill -0 "$STEP" 2> /dev/null || break
+done
+
+if [ -e "attempts/$K/finished.json" ]; then
+  exit 0
+fi
+if [ -z "$ENDED" ] && [ -e "attempts/$K/requeue" ] && [ ! -e control/cancelled ]; then
+  say "attempt $K saved and stopped in time: requeued"
+  scontrol requeue "$JOB" && exit 0 # it ends this script: nothing can stand after it
+fi
+exit "$CODE"
