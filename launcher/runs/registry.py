@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,19 +13,26 @@ from pathlib import Path
 import msgspec
 
 from launcher.errors import InputError, Problem
+from launcher.runs.attempts import attempt_numbers, last_attempt
 from launcher.runs.layout import RunFolder
-from launcher.runs.markers import last_attempt, read_markers
+from launcher.runs.markers import Markers, read_markers, read_node_ends
 from launcher.runs.processes import ProcessId, is_alive, processes_of_run
-from launcher.runs.records import RunState, Status
+from launcher.runs.records import AttemptStart, RunState, Status, Submission, read_record
 from launcher.runs.state import read_state
-from launcher.spec import JobSpec
+from launcher.runs.status import Queue, Queued, queued_status
+from launcher.scheduler.jobs import Job
+from launcher.spec import JobSpec, read_job
 
 LAST = "last"
+NO_MARKERS = Markers(started=None, finished=None, stopped=None, failures=(), measurements=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """One run as it stands now. reason is for a person, and empty where there is nothing to say."""
+    """One run as it stands now. reason is for a person, and empty where there is nothing to say.
+
+    job_id: of its newest submission, where a scheduler starts it and has said so.
+    """
 
     run_id: str
     run_dir: Path
@@ -33,6 +41,7 @@ class RunSummary:
     created_at_s: float
     exit_code: int | None
     reason: str
+    job_id: str | None = None
 
 
 def new_run_id(spec: JobSpec, now: datetime, token: str) -> str:
@@ -41,9 +50,10 @@ def new_run_id(spec: JobSpec, now: datetime, token: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
 
 
-def list_runs(runs_dir: Path) -> tuple[RunSummary, ...]:
+def list_runs(runs_dir: Path, queue: Queue | None = None) -> tuple[RunSummary, ...]:
     """Every run in the folder, the oldest first; what is no run is passed over."""
-    return tuple(sorted(map(summarise, _run_folders(runs_dir)), key=lambda run: (run.created_at_s, run.run_id)))
+    runs = (summarise(run, queue) for run in _run_folders(runs_dir))
+    return tuple(sorted(runs, key=lambda run: (run.created_at_s, run.run_id)))
 
 
 def resolve_run(runs_dir: Path, text: str) -> RunFolder:
@@ -65,24 +75,35 @@ def resolve_run(runs_dir: Path, text: str) -> RunFolder:
     raise _no_run(text, f"names no run in {runs_dir}", f"{known}; 'last' or a path will do as well")
 
 
-def summarise(run: RunFolder) -> RunSummary:
+def summarise(run: RunFolder, queue: Queue | None = None) -> RunSummary:
     """How a run stands. What the ranks wrote counts first, then what the launcher wrote, then who still lives.
 
     A run is called failed only where that is proven: its launcher and all its ranks are gone, and it was this
-    host, and this user, that can tell. Otherwise it is unknown.
+    host, and this user, that can tell. Otherwise it is unknown. queue: the scheduler, which is asked only where a
+    submitted run has not finished; without one it counts as silent.
     """
     state = read_state(run)
     attempt = last_attempt(run)
-    status, reason = _status(run, state, attempt)
+    submission = read_submission(run)
+    if submission is None:
+        status, reason = _status(run, state, attempt)
+    else:
+        status, reason = queued_status(_queued(run, submission, state, attempt, queue))
     return RunSummary(
         run_id=run.root.name,
         run_dir=run.root,
         status=status,
         attempt=attempt,
         created_at_s=state.created_at_s if state else run.launch.stat().st_mtime,
-        exit_code=state.exit_code if state and state.attempt == attempt else None,
+        exit_code=state.exit_code if state and state.attempt == attempt and status is state.status else None,
         reason=reason,
+        job_id=None if submission is None else submission.job_id,
     )
+
+
+def read_submission(run: RunFolder) -> Submission | None:
+    """How the run was last handed to a scheduler; None where it never was."""
+    return read_record(run.submission, Submission)
 
 
 def frozen_run_dir(run: RunFolder) -> str:
@@ -104,6 +125,48 @@ def _status(run: RunFolder, state: RunState | None, attempt: int) -> tuple[Statu
     if state.status is not Status.RUNNING:
         return state.status, state.reason
     return _status_of_the_living(run, state)
+
+
+def _queued(
+    run: RunFolder, submission: Submission, state: RunState | None, attempt: int, queue: Queue | None
+) -> Queued:
+    """What is left of a submitted run, with the scheduler's word where that can matter."""
+    markers = read_markers(run, attempt) if attempt else NO_MARKERS
+    is_done = markers.finished is not None
+    jobs = None if is_done or queue is None else queue.jobs()
+    return Queued(
+        submission=submission,
+        attempt=attempt,
+        num_nodes=read_job(run.job).nodes,
+        markers=markers,
+        state=state,
+        start=read_record(run.attempt_start(attempt), AttemptStart) if attempt else None,
+        ends=read_node_ends(run, attempt),
+        may_go_on=run.requeue(attempt).exists(),
+        refused=_refused(run, attempt),
+        is_cancelled=run.cancelled.exists(),
+        job=None if jobs is None else find_job(jobs, submission),
+        is_silent=jobs is None,
+    )
+
+
+def find_job(jobs: Mapping[str, Job], submission: Submission) -> Job | None:
+    """The job of a submission: by its id, and by its name where sbatch never told the id."""
+    if submission.job_id is not None:
+        return jobs.get(submission.job_id)
+    by_name = [job for job in jobs.values() if job.name == submission.job_name]
+    return min(by_name, key=lambda job: job.is_over, default=None)
+
+
+def _refused(run: RunFolder, attempt: int) -> str:
+    """Why a start after the newest attempt came to nothing."""
+    later = [number for number in attempt_numbers(run) if number > attempt]
+    if not later:
+        return ""
+    try:
+        return run.refused(later[-1]).read_text().partition("\n")[0]
+    except FileNotFoundError:
+        return ""
 
 
 def _status_of_the_living(run: RunFolder, state: RunState) -> tuple[Status, str]:
