@@ -11,6 +11,7 @@ By force means TERM, then KILL, to every process that was started for this run, 
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from launcher.errors import InputError, Interrupted, Problem, SubmitError
@@ -35,26 +36,38 @@ def _silent(_text: str) -> None:
 
 
 def start_and_follow(
-    launch: LaunchPlan, *, observer: Observer | None = None, say: Say = _silent, stop_grace_s: float = STOP_GRACE_S
+    launch: LaunchPlan,
+    *,
+    observer: Observer | None = None,
+    say: Say = _silent,
+    stop_grace_s: float = STOP_GRACE_S,
+    requests: StopRequests | None = None,
 ) -> Outcome:
     """Write the run folder, start the job and follow it to its end.
 
     say takes a line for the user now and then. Raises SubmitError when nothing could be started.
     """
     run = write_run_folder(launch, now_s=time.time())
-    return start_attempt(run, observer=observer, say=say, stop_grace_s=stop_grace_s)
+    return start_attempt(run, observer=observer, say=say, stop_grace_s=stop_grace_s, requests=requests)
 
 
 def start_attempt(
-    run: RunFolder, *, observer: Observer | None = None, say: Say = _silent, stop_grace_s: float = STOP_GRACE_S
+    run: RunFolder,
+    *,
+    observer: Observer | None = None,
+    say: Say = _silent,
+    stop_grace_s: float = STOP_GRACE_S,
+    requests: StopRequests | None = None,
 ) -> Outcome:
     """Start the next attempt of a rendered, stopped or failed run, and follow it to its end.
 
+    requests: of a caller that collects them itself, for several runs at a time.
     Raises InputError for a run that is finished; SubmitError when its plan changed, when it is running already,
     or when nothing could be started.
     """
     launch = read_launch_plan(run)
-    with collect_stop_requests() as requests, hold_lock(run.lock, what=f"run {launch.run_id}"):
+    heard = collect_stop_requests() if requests is None else contextlib.nullcontext(requests)
+    with heard as requests, hold_lock(run.lock, what=f"run {launch.run_id}"):
         number = last_attempt(run) + 1
         _refuse_if_finished(run, number - 1)
         _refuse_if_still_running(launch)
