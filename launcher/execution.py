@@ -7,23 +7,32 @@ import os
 import secrets
 import sys
 import time
+from pathlib import Path
 
 from rich.console import Console
 
 from launcher.errors import FitlaunchError, Interrupted, JobFailed
 from launcher.host import detect_host
+from launcher.render.asked import asked_of_slurm
 from launcher.render.environment import read_host_facts
 from launcher.render.render import render
 from launcher.render.types import LaunchPlan
 from launcher.report.launch_table import show_launch
 from launcher.report.outcome import show_outcome, write_report
 from launcher.report.progress import ProgressView
+from launcher.report.queued import show_asked, show_queued
+from launcher.runs.layout import RunFolder
 from launcher.runs.outcome import Outcome
+from launcher.runs.records import Submission
 from launcher.runs.registry import new_run_id
-from launcher.spec import Fit
+from launcher.scheduler.environment import job_environment
+from launcher.spec import ClusterKind, Fit
 from launcher.targets.folder import write_run_folder
 from launcher.targets.local import start_and_follow
 from launcher.targets.ports import choose_port
+from launcher.targets.shared import MOUNTS, doubtful_paths
+from launcher.targets.site import check_site
+from launcher.targets.slurm import submit_run
 from launcher.targets.space import check_disk, check_host_ram, disk_need, free_bytes
 from launcher.workflow import Prepared
 
@@ -32,6 +41,8 @@ def frozen(prepared: Prepared) -> LaunchPlan:
     """The launch plan of a prepared job, under a new run id."""
     spec = prepared.plan.spec
     run_id = new_run_id(spec, datetime.datetime.now(), secrets.token_hex(2))
+    on_slurm = spec.cluster.kind is ClusterKind.SLURM
+    environ = job_environment(os.environ, spec.cluster.environment) if on_slurm else os.environ
     return render(
         spec,
         prepared.plan,
@@ -39,7 +50,7 @@ def frozen(prepared: Prepared) -> LaunchPlan:
         runs_dir=prepared.runs_dir,
         python=sys.executable,
         master_port=choose_port(run_id),
-        host=read_host_facts(os.environ),
+        host=read_host_facts(environ),
     )
 
 
@@ -48,6 +59,8 @@ def render_only(prepared: Prepared, console: Console) -> None:
     launch = frozen(prepared)
     write_run_folder(launch, now_s=time.time())
     show_launch(launch, console)
+    if launch.submit:
+        show_asked(prepared.plan.spec, asked_of_slurm(prepared.plan), console)
 
 
 def run(prepared: Prepared, console: Console) -> Outcome:
@@ -65,6 +78,25 @@ def run(prepared: Prepared, console: Console) -> Outcome:
         outcome = start_and_follow(launch, observer=progress, say=console.print)
     show_outcome(outcome, write_report(outcome), prepared.plan.spec, console)
     return outcome
+
+
+def queue(prepared: Prepared, console: Console) -> Submission:
+    """mode=run on a Slurm cluster: check, write the run folder, queue the job, and say how it is followed.
+
+    Raises InputError or SubmitError where the cluster would not take it, DoesNotFit where the disk cannot hold what
+    it will write. Nothing is written before the cluster was asked.
+    """
+    spec, refuse = prepared.plan.spec, prepared.fit is not Fit.WARN
+    disk = check_disk(disk_need(prepared.plan), prepared.runs_dir, free_bytes(prepared.runs_dir), refuse=refuse)
+    for text in (disk, *doubtful_paths(spec, prepared.runs_dir, MOUNTS.read_text())):
+        if text:
+            console.print(text, style="yellow")
+    launch = frozen(prepared)
+    run = RunFolder(Path(launch.run_dir))
+    check_site(spec, launch.files[run.script.name], os.environ)
+    submitted = submit_run(write_run_folder(launch, now_s=time.time()), os.environ)
+    show_queued(submitted.submission, spec, asked_of_slurm(prepared.plan), launch.run_dir, console)
+    return submitted.submission
 
 
 def error_of(outcome: Outcome) -> FitlaunchError:

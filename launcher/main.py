@@ -35,7 +35,7 @@ from launcher.report.console import make_console
 from launcher.report.errors import show_error
 from launcher.report.tracing import TraceScreen
 from launcher.schema import JobConf
-from launcher.spec import Mode
+from launcher.spec import ClusterKind, Mode
 from launcher.sweeps.loader import CellLoader
 from launcher.workflow import Prepared, prepare, refuse_if_too_large, show_prepared
 
@@ -101,11 +101,14 @@ def launch_one(overrides: Sequence[str], console: Console) -> int:
     refuse_if_too_large(prepared)
     if prepared.mode is Mode.PLAN:
         return 0
-    from launcher.execution import render_only, run  # a plan is to be instant
+    from launcher.execution import queue, render_only, run  # a plan is to be instant
 
-    if prepared.mode is Mode.RUN:
+    if prepared.mode is Mode.RENDER:
+        render_only(prepared, console)
+    elif prepared.plan.spec.cluster.kind is ClusterKind.SLURM:
+        queue(prepared, console)
+    else:
         return run(prepared, console).exit_code  # the last screen has said why
-    render_only(prepared, console)
     return 0
 
 

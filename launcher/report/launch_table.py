@@ -14,7 +14,10 @@ from launcher.units import format_bytes
 
 def show_launch(launch: LaunchPlan, console: Console) -> None:
     """Exactly what would be started. The command is quoted for reading; what runs is the tuple."""
-    show(console, heading("Command"), indented(Text(shlex.join(launch.argv))))
+    if launch.submit:
+        submit = shlex.join((*launch.submit, "1"))
+        show(console, heading("Queue it", "1 counts its submissions"), indented(Text(submit)))
+    show(console, heading("Command", "on every node" if launch.submit else ""), indented(Text(shlex.join(launch.argv))))
     if launch.env:
         table = columns("lw")
         for name, value in sorted(launch.env.items()):
