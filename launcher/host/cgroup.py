@@ -41,6 +41,15 @@ def core_limit(root: Path = ROOT) -> int | None:
     return min(limits, default=None)
 
 
+def oom_kills(root: Path = ROOT) -> int | None:
+    """Processes of this control group that the kernel has killed for want of memory; None where it does not say."""
+    for group, name in _memory_files(root, "memory.events", "memory.oom_control"):
+        for key, _, count in (line.partition(" ") for line in _lines(group / name)):
+            if key == "oom_kill" and count.isdigit():
+                return int(count)
+    return None
+
+
 def _quota(quota: str = "max", period: str = "0") -> list[int]:
     if not (quota.isdigit() and period.isdigit()) or int(period) == 0:
         return []

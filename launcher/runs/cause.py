@@ -6,20 +6,11 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.runs.records import Failed
+from launcher.runs.records import Failed, RankDeath
 
 # A rank that dies without a word takes its peers with it: they fail in the next collective, and do write. Their
 # notes may even be older than the moment its death was noticed, but not by more than this.
 NOTICE_S = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Death:
-    """A rank seen to have ended. exit_code as subprocess has it (negative: the signal); None where nobody saw it."""
-
-    rank: int
-    seen_at_s: float
-    exit_code: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +21,7 @@ class Cause:
     rank: int | None
 
 
-def first_cause(failures: Sequence[Failed], deaths: Sequence[Death], *, otherwise: str) -> Cause:
+def first_cause(failures: Sequence[Failed], deaths: Sequence[RankDeath], *, otherwise: str) -> Cause:
     """The first cause of a failed attempt; `otherwise` is said where neither a note nor a death tells anything.
 
     A rank killed by a signal leaves no note, so its death comes before notes written at about the same time.
@@ -56,7 +47,7 @@ def is_out_of_memory(failure: Failed) -> bool:
     )
 
 
-def _is_killed(death: Death) -> bool:
+def _is_killed(death: RankDeath) -> bool:
     return death.exit_code is not None and death.exit_code < 0 and death.exit_code != -signal.SIGTERM
 
 
@@ -69,7 +60,7 @@ def _describe_note(note: Failed) -> str:
     )
 
 
-def _describe_death(death: Death) -> str:
+def _describe_death(death: RankDeath) -> str:
     assert death.exit_code is not None
     text = f"rank {death.rank} {describe_exit(death.exit_code)}"
     if death.exit_code == -signal.SIGKILL:

@@ -22,6 +22,7 @@ runs/<id>/
     measured-rank-<r>.json                      memory, by every rank
     refused                                     by the head node: why this start came to nothing; it does not count
     requeue                                     by the head node: this attempt stopped in order, and may go on
+    diagnosis.json                              who failed first, of what: by whoever asked first after it had failed
     node-<n>/ranks.json                         which ranks are on a node, by its agent
     node-<n>/end.json                           how they ended, by its agent, last
     node-<n>/logs/                              by the program that starts the ranks there
@@ -127,6 +128,9 @@ class RunFolder:
 
     def attempt_start(self, attempt: int) -> Path:
         return self.attempt(attempt) / "attempt.json"
+
+    def diagnosis(self, attempt: int) -> Path:
+        return self.attempt(attempt) / "diagnosis.json"
 
     def requeue(self, attempt: int) -> Path:
         return self.attempt(attempt) / "requeue"

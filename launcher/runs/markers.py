@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from launcher.runs.layout import RunFolder
-from launcher.runs.records import Failed, Finished, RankMeasurement, Started, Stopped, read_record
+from launcher.runs.records import Failed, Finished, NodeEnd, RankMeasurement, Started, Stopped, read_record
 
 T = TypeVar("T")
 
@@ -47,15 +47,13 @@ def has_result(run: RunFolder, attempt: int) -> bool:
     return run.finished(attempt).exists() or run.stopped(attempt).exists()
 
 
+def read_node_ends(run: RunFolder, attempt: int) -> tuple[NodeEnd, ...]:
+    """How the nodes of an attempt ended, those whose agents could write it, by their number."""
+    ends = (read_record(path, NodeEnd) for path in run.attempt(attempt).glob("node-*/end.json"))
+    return tuple(sorted((end for end in ends if end is not None), key=lambda end: end.node_rank))
+
+
 def _read_all(run: RunFolder, attempt: int, prefix: str, kind: type[T]) -> list[T]:
     return [
         msgspec.json.decode(path.read_bytes(), type=kind) for path in run.attempt(attempt).glob(f"{prefix}-rank-*.json")
     ]
-
-
-def last_attempt(run: RunFolder) -> int:
-    """The number of the last attempt, 0 where there was none."""
-    folder = run.root / "attempts"
-    if not folder.is_dir():
-        return 0
-    return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,11 +87,19 @@ def read_environment(pid: int) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in text.split("\0") if "=" in entry)
 
 
-def processes_of_run(run_dir: str) -> tuple[ProcessId, ...]:
-    """Every living process started for the run, the oldest first, without the process that asks."""
+def _everyone(_environment: Mapping[str, str]) -> bool:
+    return True
+
+
+def processes_of_run(run_dir: str, which: Callable[[Mapping[str, str]], bool] = _everyone) -> tuple[ProcessId, ...]:
+    """Living processes started for the run, the oldest first, without the process that asks: all of them, or those
+    whose environment is as `which` says."""
     found = []
     for pid in _all_pids():
-        if pid == os.getpid() or read_environment(pid).get(RUN_VARIABLE) != run_dir:
+        if pid == os.getpid():
+            continue
+        environment = read_environment(pid)
+        if environment.get(RUN_VARIABLE) != run_dir or not which(environment):
             continue
         stat = read_stat(pid)
         if stat is not None and not stat.is_zombie:
@@ -107,6 +115,15 @@ def descendants(pid: int) -> tuple[ProcessId, ...]:
         family |= grown
     below = [ProcessId(start_ticks=stats[each].start_ticks, pid=each) for each in family - {pid}]
     return tuple(sorted(process for process in below if not stats[process.pid].is_zombie))
+
+
+def read_command(pid: int) -> tuple[str, ...]:
+    """The command line of a process; empty where it has ended."""
+    try:
+        text = (PROC / str(pid) / "cmdline").read_bytes().decode(errors="surrogateescape")
+    except OSError:
+        return ()
+    return tuple(text.split("\0")[:-1])
 
 
 def _all_pids() -> list[int]:

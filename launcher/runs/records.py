@@ -24,6 +24,7 @@ class Status(StrEnum):
     RUNNING = "running"
     FINISHED = "finished"
     STOPPED = "stopped"
+    CANCELLED = "cancelled"
     FAILED = "failed"
     UNKNOWN = "unknown"
 
@@ -49,13 +50,18 @@ class RunState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A line of events.jsonl. stage is a short name such as 'load model'; detail is for people."""
+    """A line of events.jsonl. stage is a short name such as 'load model'; detail is for people.
+
+    node: which of the attempt's nodes it happened on, on this host; None and '' where it is of the run as a whole.
+    """
 
     time_s: float
     source: str
     attempt: int
     stage: str
     detail: str = ""
+    node: int | None = None
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +141,10 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """failed-rank-<r>.json: what a rank died of, written by itself."""
+    """failed-rank-<r>.json: what a rank died of, written by itself.
+
+    phase: the launcher.planner.types.Phase value it was in, at `step`; empty before the first.
+    """
 
     attempt: int
     time_s: float
@@ -144,6 +153,8 @@ class Failed:
     error_type: str
     message: str
     traceback: str
+    phase: str = ""
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +195,15 @@ class RankDeath:
     rank: int
     seen_at_s: float
     exit_code: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlace:
+    """An entry of node-<n>/ranks.json: a rank that runs on the node. Its logs are found by local_rank."""
+
+    rank: int
+    local_rank: int
+    pid: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +281,24 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_exclusively(path: Path, text: str) -> bool:
+    """Write a file that nobody has written yet, whole or not at all; False where somebody has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        os.link(temporary, path)  # unlike a rename, it never replaces
+    except FileExistsError:
+        return False
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return True
 
 
 def write_record(path: Path, record: Any) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 
 from launcher.errors import InputError, Problem
+from launcher.node.run import TERM_GRACE_S
+from launcher.runs.attempts import last_attempt
 from launcher.runs.layout import RunFolder
-from launcher.runs.markers import last_attempt
 from launcher.runs.processes import ProcessId, end_processes, processes_of_run, wait_until_gone
-from launcher.runs.records import Status, write_atomically
+from launcher.runs.records import Status
 from launcher.runs.registry import RunSummary, frozen_run_dir, summarise
-from launcher.targets.attempt import TERM_GRACE_S
+from launcher.runs.stopping import CANCEL, ask_to_stop
 from launcher.targets.local import STOP_GRACE_S
 
 SETTLE_S = 10.0
@@ -34,7 +35,7 @@ def cancel(run: RunFolder, *, grace_s: float = STOP_GRACE_S) -> RunSummary:
             [Problem(field="run", value=before.run_id, rule=f"is not running: it is {before.status}", way_out="")]
         )
     attempt = last_attempt(run)
-    write_atomically(run.stop_file(attempt), "cancel\n")
+    ask_to_stop(run, attempt, CANCEL)
     if wait_until_gone(find, timeout_s=grace_s if run.started(attempt).exists() else 0.0):
         end_processes(find, term_grace_s=TERM_GRACE_S)
     return _settled(run)

@@ -1,12 +1,7 @@
-"""Start a run on this host, follow it, and leave nothing behind.
+"""Start a run on this host, follow it, and leave nothing behind; launcher.node.run says how an attempt ends.
 
-How an attempt ends, whoever ends it:
-- by itself: the ranks write a marker and exit, and so does the program that started them;
-- the user asks (INT, TERM, HUP): a stop file; all ranks save at the same step and end. No signal is sent, for one
-  would reach the ranks at different steps. If they have not ended after the grace, or the user asks again: by force;
-- a rank fails: the others get FAILURE_GRACE_S to write what they know, then by force;
-- this process is killed: every rank watches it and ends itself, and then so does the program that started them.
-By force means TERM, then KILL, to every process that was started for this run, wherever it went.
+The user asks for a stop by INT, TERM or HUP. That becomes a stop file, and no signal: one would reach the ranks at
+different steps. Asked again, the launcher ends them by force.
 """
 
 from __future__ import annotations
@@ -15,16 +10,17 @@ import contextlib
 import time
 
 from launcher.errors import InputError, Interrupted, Problem, SubmitError
+from launcher.node.run import Say
+from launcher.node.signals import StopRequests, collect_stop_requests
 from launcher.render.types import LaunchPlan
+from launcher.runs.attempts import last_attempt, next_attempt
 from launcher.runs.layout import RunFolder
 from launcher.runs.lock import hold_lock
-from launcher.runs.markers import last_attempt
 from launcher.runs.outcome import Observer, Outcome
 from launcher.runs.processes import processes_of_run, wait_until_gone
-from launcher.targets.attempt import Attempt, Say
+from launcher.targets.attempt import Attempt
 from launcher.targets.folder import read_launch_plan, write_run_folder
 from launcher.targets.ports import port_is_free
-from launcher.targets.signals import collect_stop_requests
 
 STOP_GRACE_S = 120.0
 LEFTOVER_WAIT_S = 10.0
@@ -68,8 +64,8 @@ def start_attempt(
     launch = read_launch_plan(run)
     heard = collect_stop_requests() if requests is None else contextlib.nullcontext(requests)
     with heard as requests, hold_lock(run.lock, what=f"run {launch.run_id}"):
-        number = last_attempt(run) + 1
-        _refuse_if_finished(run, number - 1)
+        number = next_attempt(run)
+        refuse_if_finished(run, last_attempt(run))
         _refuse_if_still_running(launch)
         _refuse_if_port_taken(launch)
         if requests.first is not None:
@@ -78,7 +74,8 @@ def start_attempt(
         return attempt.run_to_its_end()
 
 
-def _refuse_if_finished(run: RunFolder, number: int) -> None:
+def refuse_if_finished(run: RunFolder, number: int) -> None:
+    """A run that is finished is not started again."""
     if number and run.finished(number).exists():
         problem = Problem(
             field="run", value=run.root.name, rule="is finished", way_out=f"its result is in {run.result}; launch anew"

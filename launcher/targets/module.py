@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from launcher.errors import Interrupted, JobFailed
-from launcher.targets.signals import collect_stop_requests
+from launcher.node.signals import collect_stop_requests
 
 POLL_S = 0.2
 

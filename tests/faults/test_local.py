@@ -149,7 +149,7 @@ class BrokenObserver:
 def test_neither_a_broken_progress_bar_nor_a_rank_that_lingers_costs_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.targets.attempt.RESULT_GRACE_S", 1.0)
+    monkeypatch.setattr("launcher.node.run.RESULT_GRACE_S", 1.0)
     launch = stub_launch(tmp_path, Program.TORCHRUN, mode="linger", steps=3)
     outcome = start_and_follow(launch, observer=BrokenObserver())
     assert (outcome.status, outcome.exit_code, outcome.first_cause) == (Status.FINISHED, 0, "")

@@ -7,8 +7,8 @@ from __future__ import annotations
 import pytest
 
 from launcher.runs.agent_log import exit_codes, is_closing
-from launcher.runs.cause import Death, first_cause
-from launcher.runs.records import Failed
+from launcher.runs.cause import first_cause
+from launcher.runs.records import Failed, RankDeath
 
 TORCHRUN = """\
 W1122 02:50:26.587000 9682 torch/distributed/elastic/multiprocessing/api.py:1029] Sending process 9700 closing signal SIGTERM
@@ -55,11 +55,11 @@ def note(rank: int, time_s: float, message: str = GLOO, error_type: str = "Runti
     return Failed(attempt=1, time_s=time_s, rank=rank, host="h", error_type=error_type, message=message, traceback="")
 
 
-def death(rank: int, seen_at_s: float, exit_code: int | None) -> Death:
-    return Death(rank=rank, seen_at_s=seen_at_s, exit_code=exit_code)
+def death(rank: int, seen_at_s: float, exit_code: int | None) -> RankDeath:
+    return RankDeath(rank=rank, seen_at_s=seen_at_s, exit_code=exit_code)
 
 
-def cause(notes: list[Failed], deaths: list[Death]) -> tuple[str, int | None]:
+def cause(notes: list[Failed], deaths: list[RankDeath]) -> tuple[str, int | None]:
     found = first_cause(notes, deaths, otherwise="the program ended with exit code 1")
     return found.text, found.rank
 
@@ -95,7 +95,7 @@ KILLED = "rank 1 was killed by SIGKILL, which is also what the kernel does when 
         ([note(0, 1.0, "", "KeyboardInterrupt")], [], ("rank 0 failed with KeyboardInterrupt", 0)),
     ],
 )
-def test_first_cause(notes: list[Failed], deaths: list[Death], expected: tuple[str, int | None]) -> None:
+def test_first_cause(notes: list[Failed], deaths: list[RankDeath], expected: tuple[str, int | None]) -> None:
     assert cause(notes, deaths) == expected
 
 

@@ -26,7 +26,7 @@ from launcher.runs.processes import (
     wait_until_gone,
 )
 from launcher.targets.ports import FIRST_PORT, LAST_PORT, choose_port, port_is_free
-from launcher.targets.signals import SAME_REQUEST_S, collect_stop_requests
+from launcher.node.signals import SAME_REQUEST_S, collect_stop_requests
 
 STAT = "77 (a) (b c) S 1 77 77 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 " + "0 " * 29 + "9 0\n"
 # ignores TERM, and has a child in a session of its own that ignores it too

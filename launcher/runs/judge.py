@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.errors import Interrupted, JobFailed
-from launcher.runs.cause import Cause, Death, describe_exit, first_cause
+from launcher.runs.cause import Cause, describe_exit, first_cause
 from launcher.runs.layout import RunFolder
 from launcher.runs.logs import log_tail
 from launcher.runs.markers import Markers, read_markers
 from launcher.runs.outcome import Outcome
-from launcher.runs.records import Status
+from launcher.runs.records import RankDeath, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class Ending:
     is_asked: bool
     forced: str
     is_abandoned: bool
-    deaths: tuple[Death, ...]
+    deaths: tuple[RankDeath, ...]
     agent: str
     agent_exit_code: int | None
 

@@ -1,15 +1,16 @@
-"""The signals by which a user asks a launcher to stop, taken down and looked at later."""
+"""The signals by which a user asks a launcher to stop, or a scheduler a node, taken down and looked at later."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SCHEDULER_SIGNALS = (*STOP_SIGNALS, signal.SIGUSR1)
 
 # A closing terminal, or a supervisor that signals a group and its leader, asks twice within moments and means it once.
 SAME_REQUEST_S = 0.5
@@ -33,8 +34,8 @@ class StopRequests:
 
 
 @contextmanager
-def collect_stop_requests() -> Iterator[StopRequests]:
-    """Collect INT, TERM and HUP for a while instead of dying of them.
+def collect_stop_requests(signals: Sequence[signal.Signals] = STOP_SIGNALS) -> Iterator[StopRequests]:
+    """Collect the signals for a while instead of dying of them.
 
     One that the launcher was told to ignore (nohup, or a job in the background of a script) stays ignored.
     Outside the main thread, where Python allows no handlers, nothing is collected.
@@ -42,7 +43,7 @@ def collect_stop_requests() -> Iterator[StopRequests]:
     requests = StopRequests()
     previous = {}
     if threading.current_thread() is threading.main_thread():
-        for number in STOP_SIGNALS:
+        for number in signals:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 previous[number] = signal.signal(number, requests.take)
     try:

@@ -1,0 +1,33 @@
+"""Which attempts of a run there were, and which of them may still write: the newest that was accepted, alone.
+
+The ranks of an attempt can outlive it: a node whose link is cut goes on computing while the scheduler starts the run
+elsewhere. They must leave checkpoints and results alone from the moment that a later attempt has its attempt.json.
+"""
+
+from __future__ import annotations
+
+from launcher.runs.layout import RunFolder
+
+
+def attempt_numbers(run: RunFolder) -> tuple[int, ...]:
+    """The numbers of all attempts that have a folder, refused ones too."""
+    folder = run.root / "attempts"
+    if not folder.is_dir():
+        return ()
+    return tuple(sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()))
+
+
+def last_attempt(run: RunFolder) -> int:
+    """The number of the last attempt that was not refused, 0 where there was none."""
+    return max((number for number in attempt_numbers(run) if not run.refused(number).exists()), default=0)
+
+
+def next_attempt(run: RunFolder) -> int:
+    """A number that no attempt has had."""
+    return max(attempt_numbers(run), default=0) + 1
+
+
+def superseded_by(run: RunFolder, attempt: int) -> int | None:
+    """The newest accepted attempt after this one; None while this one may write."""
+    later = (number for number in attempt_numbers(run) if number > attempt and run.attempt_start(number).exists())
+    return max(later, default=None)
