@@ -28,12 +28,12 @@ from launcher.runs.registry import new_run_id
 from launcher.scheduler.environment import job_environment
 from launcher.spec import ClusterKind, Fit
 from launcher.targets.folder import write_run_folder
-from launcher.targets.local import start_and_follow
 from launcher.targets.ports import choose_port
 from launcher.targets.shared import MOUNTS, doubtful_paths
 from launcher.targets.site import check_site
 from launcher.targets.slurm import submit_run
 from launcher.targets.space import check_disk, check_host_ram, disk_need, free_bytes
+from launcher.targets.start import start_and_follow
 from launcher.workflow import Prepared
 
 
@@ -70,7 +70,9 @@ def run(prepared: Prepared, console: Console) -> Outcome:
     """
     refuse = prepared.fit is not Fit.WARN
     warning = check_disk(disk_need(prepared.plan), prepared.runs_dir, free_bytes(prepared.runs_dir), refuse=refuse)
-    for text in (warning, check_host_ram(prepared.plan, detect_host().ram_available_bytes)):
+    is_here = prepared.plan.spec.cluster.kind is ClusterKind.LOCAL
+    ram = check_host_ram(prepared.plan, detect_host().ram_available_bytes) if is_here else ""
+    for text in (warning, ram):
         if text:
             console.print(text, style="yellow")
     launch = frozen(prepared)

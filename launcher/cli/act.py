@@ -32,8 +32,8 @@ def resume(run: str, runs_dir: Path) -> int:
     from launcher.report.progress import ProgressView
     from launcher.runs.records import read_record
     from launcher.spec import read_job
-    from launcher.targets.local import start_attempt
     from launcher.targets.space import check_disk, disk_need, free_bytes
+    from launcher.targets.start import start_attempt
 
     folder = resolve(run, runs_dir)
     console = make_console()

@@ -11,6 +11,7 @@ from launcher.precision import is_deepspeed
 from launcher.render.asked import asked_of_slurm
 from launcher.render.deepspeed import deepspeed_argv
 from launcher.render.environment import HostFacts, environment
+from launcher.render.hosts import refuse_unsayable_paths
 from launcher.render.sbatch import Script, job_script, submit_argv
 from launcher.render.torchrun import torchrun_argv
 from launcher.render.types import LaunchPlan
@@ -33,7 +34,7 @@ def render(
 
     runs_dir: absolute. python: the interpreter of the ranks. master_port: where DeepSpeed's ranks meet
     (torchrun takes a free port of its own). host: what of this host the environment depends on.
-    Raises InputError for a path that cannot stand in a job script.
+    Raises InputError for a path that cannot stand in a job script, or be said over ssh.
     """
     assert memory_plan.spec == spec, "the job to render is not the job that was planned"
     assert runs_dir.is_absolute(), f"runs_dir must be absolute: {runs_dir}"
@@ -43,6 +44,8 @@ def render(
         host = dataclasses.replace(host, visible_devices=None)  # of this host, which takes no part
     run = RunFolder(runs_dir / run_id)
     run_dir = str(run.root)
+    if spec.cluster.kind is ClusterKind.HOSTS:
+        refuse_unsayable_paths(run_dir=run_dir, python=python)
     return LaunchPlan(
         run_id=run_id,
         run_dir=run_dir,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from launcher.errors import Problem
 from launcher.host import Host
 from launcher.models import ModelShape
-from launcher.rules import cluster, job, target
+from launcher.rules import cluster, hosts, job, target
 from launcher.rules.case import Case, Rule
 from launcher.rules.job import OFFLOADS
 from launcher.spec import JobSpec, Mode
@@ -20,6 +20,7 @@ RULES: tuple[Rule, ...] = (
     target.target_exists,
     target.host_has_devices,
     *cluster.RULES,
+    *hosts.RULES,
     job.ranks_to_shard_over,
     job.offload_exists,
     job.launcher_can_start,

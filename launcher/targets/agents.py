@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class Agents:
         self._first_line = json.dumps(dict(environment)).encode() + b"\n"
         self._agents: list[_Agent] = []
         self._started_at_s = time.time()
-        self._beat_at_s = 0.0
+        self._is_ending = threading.Event()
 
     @property
     def are_over(self) -> bool:
@@ -89,17 +90,15 @@ class Agents:
             assert process.stdin is not None
             os.set_blocking(process.stdin.fileno(), False)
             _write(process, self._first_line)
+        # A thread of its own: a file server that keeps the launcher waiting is no reason to end the ranks.
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
 
     def look(self) -> None:
-        """Take down who has ended, and tell the others that the launcher is there."""
+        """Take down who has ended."""
         for agent in self._agents:
             if not agent.is_over and agent.process.poll() is not None:
                 agent.is_over = True
                 self._judge(agent)
-        if time.monotonic() >= self._beat_at_s:
-            self._beat_at_s = time.monotonic() + BEAT_S
-            for agent in self._agents:
-                _write(agent.process, b"\n")
 
     def failure(self) -> str:
         """Why the nodes that are left cannot go on, '' while they can."""
@@ -107,6 +106,7 @@ class Agents:
 
     def end(self, timeout_s: float) -> None:
         """End the pipes, and with them the ranks; who is not gone in time is no longer waited for."""
+        self._is_ending.set()
         for agent in self._agents:
             _close(agent.process)
         end = time.monotonic() + timeout_s
@@ -120,6 +120,11 @@ class Agents:
     def last_words(self) -> tuple[str, ...]:
         """What ssh and the agents said last, for a person."""
         return tuple(f"{agent.host}: {line}" for agent in self._agents for line in last_lines(agent.log, 5))
+
+    def _beat(self) -> None:
+        while not self._is_ending.wait(BEAT_S):
+            for agent in self._agents:
+                _write(agent.process, b"\n")
 
     def _words(self, node: int) -> tuple[str, ...]:
         return (

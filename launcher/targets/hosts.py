@@ -28,7 +28,7 @@ from launcher.runs.state import read_state
 from launcher.runs.stopping import CANCEL, ask_to_stop
 from launcher.spec import HostSlots, JobSpec, Program
 from launcher.targets.agents import Agents
-from launcher.targets.folder import read_launch_plan, write_run_folder
+from launcher.targets.folder import read_launch_plan
 from launcher.targets.hosts_attempt import HostsAttempt
 from launcher.targets.left import Left, end_on_hosts
 from launcher.targets.local import STOP_GRACE_S, refuse_if_finished
@@ -42,17 +42,6 @@ CANCEL_POLL_S = 0.5
 
 def _silent(_text: str) -> None:
     """Say nothing."""
-
-
-def start_and_follow(
-    launch: LaunchPlan, *, observer: Observer | None = None, say: Say = _silent, stop_grace_s: float = STOP_GRACE_S
-) -> Outcome:
-    """Write the run folder, ask the hosts, start the job and follow it to its end.
-
-    say takes a line for the user now and then. Raises SubmitError when nothing could be started.
-    """
-    run = write_run_folder(launch, now_s=time.time())
-    return start_attempt(run, observer=observer, say=say, stop_grace_s=stop_grace_s)
 
 
 def start_attempt(

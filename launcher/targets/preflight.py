@@ -101,7 +101,7 @@ def check_hosts(run: RunFolder, spec: JobSpec, *, python: str, is_stopped: Calla
         head=host_name(hosts[0].host),
         port=first.port,
         probed=ready,
-        warnings=tuple(_warnings(hosts, ready, needed)),
+        warnings=tuple(_warnings(hosts, ready, spec, needed)),
     )
 
 
@@ -184,8 +184,10 @@ def _differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {there.get(name, 'missing')} (here {here.get(name, 'missing')})" for name in names)
 
 
-def _warnings(hosts: Sequence[HostSlots], probed: Sequence[Probed], needed_bytes: int) -> Iterator[str]:
+def _warnings(hosts: Sequence[HostSlots], probed: Sequence[Probed], spec: JobSpec, needed_bytes: int) -> Iterator[str]:
     for host, found in zip(hosts, probed, strict=True):
+        if spec.device.kind == "cpu" and found.num_gpus:
+            yield f"{host.host}: its {found.num_gpus} GPUs are not used, for the job is for CPU ranks: device=NAME"
         if found.num_gpus_in_use:
             yield f"{host.host}: somebody holds memory on {found.num_gpus_in_use} of its {found.num_gpus} GPUs"
         if found.ram_available_bytes < needed_bytes:
