@@ -7,6 +7,7 @@ elsewhere. They must leave checkpoints and results alone from the moment that a 
 from __future__ import annotations
 
 from launcher.runs.layout import RunFolder
+from launcher.runs.records import AttemptStart, read_record
 
 
 def attempt_numbers(run: RunFolder) -> tuple[int, ...]:
@@ -31,3 +32,9 @@ def superseded_by(run: RunFolder, attempt: int) -> int | None:
     """The newest accepted attempt after this one; None while this one may write."""
     later = (number for number in attempt_numbers(run) if number > attempt and run.attempt_start(number).exists())
     return max(later, default=None)
+
+
+def accepted_attempts(run: RunFolder, *, submission: int | None) -> tuple[AttemptStart, ...]:
+    """The attempts of one submission, or those that no scheduler started, in order."""
+    starts = (read_record(run.attempt_start(number), AttemptStart) for number in attempt_numbers(run))
+    return tuple(start for start in starts if start is not None and start.submission == submission)

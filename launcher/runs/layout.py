@@ -23,6 +23,7 @@ runs/<id>/
     refused                                     by the head node: why this start came to nothing; it does not count
     requeue                                     by the head node: this attempt stopped in order, and may go on
     diagnosis.json                              who failed first, of what: by whoever asked first after it had failed
+    judged                                      by the head node, last of all: how the attempt ended is written down
     node-<n>/ranks.json                         which ranks are on a node, by its agent
     node-<n>/end.json                           how they ended, by its agent, last
     node-<n>/logs/                              by the program that starts the ranks there
@@ -140,6 +141,9 @@ class RunFolder:
 
     def refused(self, attempt: int) -> Path:
         return self.attempt(attempt) / "refused"
+
+    def judged(self, attempt: int) -> Path:
+        return self.attempt(attempt) / "judged"
 
     def node_ranks(self, attempt: int, node: int) -> Path:
         return self.node(attempt, node) / "ranks.json"

@@ -95,7 +95,7 @@ def processes_of_run(run_dir: str, which: Callable[[Mapping[str, str]], bool] = 
     """Living processes started for the run, the oldest first, without the process that asks: all of them, or those
     whose environment is as `which` says."""
     found = []
-    for pid in _all_pids():
+    for pid in all_pids():
         if pid == os.getpid():
             continue
         environment = read_environment(pid)
@@ -109,7 +109,7 @@ def processes_of_run(run_dir: str, which: Callable[[Mapping[str, str]], bool] = 
 
 def descendants(pid: int) -> tuple[ProcessId, ...]:
     """Every living process below this one, which is not among them. One whose parent has ended is below no more."""
-    stats = {each: stat for each in _all_pids() if (stat := read_stat(each)) is not None}
+    stats = {each: stat for each in all_pids() if (stat := read_stat(each)) is not None}
     family = {pid}
     while grown := {each for each, stat in stats.items() if stat.parent in family} - family:
         family |= grown
@@ -126,7 +126,8 @@ def read_command(pid: int) -> tuple[str, ...]:
     return tuple(text.split("\0")[:-1])
 
 
-def _all_pids() -> list[int]:
+def all_pids() -> list[int]:
+    """The pids that there are now."""
     return [int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal()]
 
 

@@ -1,4 +1,4 @@
-"""The run folder as the frozen plan on disk: written whole or not at all, and checked before anything starts."""
+"""The run folder as the frozen plan on disk: written whole or not at all. launcher.runs.frozen reads it back."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import socket
 import tempfile
 from pathlib import Path
 
-import msgspec
-
 from launcher.errors import SubmitError
 from launcher.render.types import LaunchPlan
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import RunState, Status, write_atomically, write_record
-from launcher.spec import content_hash, to_json
+from launcher.spec import to_json
 
 
 def write_run_folder(launch: LaunchPlan, *, now_s: float) -> RunFolder:
@@ -54,38 +52,3 @@ def _write_files(run: RunFolder, launch: LaunchPlan, now_s: float) -> None:
         host=socket.gethostname(),
     )
     write_record(run.state, state)
-
-
-def read_launch_plan(run: RunFolder) -> LaunchPlan:
-    """The frozen plan of a run, proven unchanged. Raises SubmitError that names everything that changed."""
-    try:
-        text = run.launch.read_text()
-        expected = run.launch_hash.read_text().split()[0]
-        launch = msgspec.json.decode(text, type=LaunchPlan)
-    except (OSError, IndexError, msgspec.DecodeError) as error:
-        raise SubmitError(f"{run.root} is no run folder that can be started: {error}") from error
-    changed = [name for name, content in launch.files.items() if not _holds(run.root / name, content)]
-    if content_hash(text) != expected:
-        changed.insert(0, run.launch.name)
-    if changed:
-        raise SubmitError(
-            f"{', '.join(changed)} in {run.root} changed after it was rendered; "
-            "what was planned is no longer what would run: launch again with the options you want"
-        )
-    if not _is_same_folder(Path(launch.run_dir), run.root):
-        raise SubmitError(f"{run.root} was rendered as {launch.run_dir} and moved since: move it back, or launch again")
-    return launch
-
-
-def _holds(path: Path, text: str) -> bool:
-    try:
-        return path.read_bytes() == text.encode()
-    except OSError:
-        return False
-
-
-def _is_same_folder(first: Path, second: Path) -> bool:
-    try:
-        return first.samefile(second)
-    except OSError:
-        return False

@@ -20,6 +20,7 @@ from launcher.node.run import Say
 from launcher.node.signals import collect_stop_requests
 from launcher.render.types import LaunchPlan
 from launcher.runs.attempts import last_attempt, next_attempt
+from launcher.runs.frozen import read_launch_plan
 from launcher.runs.layout import RunFolder
 from launcher.runs.lock import hold_lock
 from launcher.runs.outcome import Observer, Outcome
@@ -28,7 +29,6 @@ from launcher.runs.state import read_state
 from launcher.runs.stopping import CANCEL, ask_to_stop
 from launcher.spec import HostSlots, JobSpec, Program
 from launcher.targets.agents import Agents
-from launcher.targets.folder import read_launch_plan
 from launcher.targets.hosts_attempt import HostsAttempt
 from launcher.targets.left import Left, end_on_hosts
 from launcher.targets.local import STOP_GRACE_S, refuse_if_finished

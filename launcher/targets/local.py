@@ -14,12 +14,13 @@ from launcher.node.run import Say
 from launcher.node.signals import StopRequests, collect_stop_requests
 from launcher.render.types import LaunchPlan
 from launcher.runs.attempts import last_attempt, next_attempt
+from launcher.runs.frozen import read_launch_plan
 from launcher.runs.layout import RunFolder
 from launcher.runs.lock import hold_lock
 from launcher.runs.outcome import Observer, Outcome
 from launcher.runs.processes import processes_of_run, wait_until_gone
 from launcher.targets.attempt import Attempt
-from launcher.targets.folder import read_launch_plan, write_run_folder
+from launcher.targets.folder import write_run_folder
 from launcher.targets.ports import port_is_free
 
 STOP_GRACE_S = 120.0

@@ -18,6 +18,7 @@ from launcher.errors import InputError, Problem, SubmitError
 from launcher.render.sbatch import job_name
 from launcher.render.types import LaunchPlan
 from launcher.runs.attempts import last_attempt
+from launcher.runs.frozen import read_launch_plan
 from launcher.runs.layout import RunFolder
 from launcher.runs.lock import hold_lock
 from launcher.runs.records import Status, Submission, read_record, write_record
@@ -26,7 +27,6 @@ from launcher.scheduler.client import ASK_TIMEOUT_S, SchedulerRefused, Scheduler
 from launcher.scheduler.environment import job_environment
 from launcher.scheduler.jobs import Job, by_id, my_jobs, named
 from launcher.spec import JobSpec
-from launcher.targets.folder import read_launch_plan
 from launcher.targets.site import with_meaning
 
 # A controller that hung works off what it had been sent before it answers anybody new, but not in order.

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import InputError, SubmitError
+from launcher.runs.frozen import read_launch_plan
 from launcher.runs.layout import RunFolder
 from launcher.runs.processes import this_process
 from launcher.runs.records import Finished, RunState, Status, Stopped, read_record, write_record
 from launcher.runs.registry import list_runs, new_run_id, resolve_run, summarise
 from launcher.spec import MethodKind, ShardKind, content_hash
 from launcher.targets.cancel import cancel
-from launcher.targets.folder import read_launch_plan, write_run_folder
+from launcher.targets.folder import write_run_folder
 from launcher.targets.local import start_attempt
 from tests.launching import make_launch, make_spec
 
