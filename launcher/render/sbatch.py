@@ -130,9 +130,10 @@ def refuse_odd_paths(script: Script) -> None:
     checked: list[tuple[str, str, Form, str]] = [
         ("runs_dir", script.folder, allowed.PATH, "use runs_dir=DIR with"),
         ("python", script.python, allowed.PATH, "install in a folder with"),
-        ("cells", script.array.cells_file if script.array else script.folder, allowed.PATH, "use"),
         ("run", script.name, allowed.JOB_NAME, "use"),
     ]
+    if script.array is not None:
+        checked.append(("cells", script.array.cells_file, allowed.PATH, "use"))
     problems = [
         Problem(field=field, value=repr(value), rule="cannot stand in a job script", way_out=f"{way_out} {form.words}")
         for field, value, form, way_out in checked
