@@ -10,9 +10,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from jobs.agree import agreed_cause
+from jobs.fence import Fence, Superseded
 from jobs.journal import Journal
 from jobs.memory import MemoryMeter
-from jobs.stop import StopRequest, first_cause
+from jobs.stop import StopRequest
 from jobs.tracker import Tracker
 from jobs.trainer import JobTrainer
 from launcher.runs.records import EvalMetrics, TrainMetrics
@@ -25,9 +27,10 @@ class Schedule(TrainerCallback):
     all ranks. step_time_s: how long it took, without evaluation and saving.
     """
 
-    def __init__(self, trainer: JobTrainer, request: StopRequest, *, has_eval: bool) -> None:
+    def __init__(self, trainer: JobTrainer, request: StopRequest, fence: Fence, *, has_eval: bool) -> None:
         self._trainer = trainer
         self._request = request
+        self._fence = fence
         self._has_eval = has_eval
         self.stopped_by: str | None = None
         self.num_rows = 0
@@ -40,16 +43,19 @@ class Schedule(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """One all-reduce: who wants to stop, and what the step trained on."""
+        """One all-reduce: who wants to stop, whether all must, and what the step trained on."""
         trainer, train = self._trainer, self._trainer.spec.train
         cause = self._request.cause()
-        asked, rows, tokens = trainer.sum_over_ranks(
-            [float(cause is not None), float(len(trainer.step_rows)), float(trainer.step_tokens)]
+        is_down = state.is_world_process_zero and self._fence.is_down()
+        asked, superseded, rows, tokens = trainer.sum_over_ranks(
+            [float(cause is not None), float(is_down), float(len(trainer.step_rows)), float(trainer.step_tokens)]
         )
+        if superseded:
+            raise Superseded(f"a later attempt of this run was started: step {state.global_step} is not kept")
         self._account(int(rows), int(tokens), time.perf_counter() - trainer.step_began_s)
         is_last = state.global_step >= state.max_steps
         if asked and not is_last:
-            self.stopped_by = first_cause(cause)
+            self.stopped_by = agreed_cause(cause)
             control.should_save = control.should_training_stop = True
             return control
         control.should_evaluate = self._has_eval and (is_last or _is_due(state.global_step, train.eval_every_steps))

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.precision import is_deepspeed
+from launcher.runs.checkpoints import difference_to
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import Manifest, ManifestFile, read_record, write_record
 from launcher.spec import JobSpec
@@ -55,7 +56,9 @@ def checkpoint_folders(run: RunFolder) -> list[Path]:
     return sorted((path for path in named if path.name.removeprefix(PREFIX).isdecimal()), key=step_of, reverse=True)
 
 
-def write_manifest(folder: Path, *, run_id: str, attempt: int, step: int, plan_hash: str, spec: JobSpec) -> Manifest:
+def write_manifest(
+    folder: Path, *, run_id: str, attempt: int, step: int, plan_hash: str, spec: JobSpec, job_id: str | None = None
+) -> Manifest:
     """Describe what lies in `folder` and write the description there; every file is on the disk before it is."""
     manifest = Manifest(
         run_id=run_id,
@@ -65,6 +68,7 @@ def write_manifest(folder: Path, *, run_id: str, attempt: int, step: int, plan_h
         shard=spec.shard.kind.value,
         method=spec.method.kind.value,
         plan_hash=plan_hash,
+        job_id=job_id,
         files=tuple(_describe(folder, path) for path in _files(folder)),
     )
     write_record(folder / MANIFEST, manifest)
@@ -118,15 +122,9 @@ def require_resumable(folder: Path, manifest: Manifest, *, run_id: str, spec: Jo
     The optimizer states are split by world size and sharding, so neither may change. DeepSpeed loads its checkpoints
     with weights_only=False, which runs code from the file: only files that the user owns are given to it.
     """
-    expected = {
-        "run": (manifest.run_id, run_id),
-        "world size": (manifest.world_size, spec.world_size),
-        "sharding": (manifest.shard, spec.shard.kind.value),
-        "method": (manifest.method, spec.method.kind.value),
-    }
-    for what, (saved, wanted) in expected.items():
-        if saved != wanted:
-            raise ResumeRefused(f"{folder} was saved with {what} {saved}, and this job has {what} {wanted}")
+    difference = difference_to(manifest, run_id=run_id, spec=spec)
+    if difference is not None:
+        raise ResumeRefused(f"{folder} {difference}")
     if is_deepspeed(spec.shard.kind):
         foreign = [path for path in (folder, *_files(folder)) if path.stat().st_uid != user]
         if foreign:

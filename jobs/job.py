@@ -19,6 +19,7 @@ from jobs import checkpoint, checks, result
 from jobs.arguments import training_arguments
 from jobs.callbacks import BeforeTraining, FirstStep, Memory, Metrics, Schedule
 from jobs.data import Data, first_example, load_data
+from jobs.fence import Fence
 from jobs.journal import Journal
 from jobs.memory import MemoryMeter, memory_meter, write_detailed
 from jobs.model import load_model, load_tokenizer
@@ -52,6 +53,7 @@ class Job:
         self.start = start
         self.journal = journal
         self.request = request
+        self.fence = Fence(run=run, attempt=start.attempt)
         self.phases = Phases()
         self.found: dict[str, Any] = {}
 
@@ -136,6 +138,7 @@ class Job:
                 spec=self.spec,
                 run=self.run,
                 phases=self.phases,
+                fence=self.fence,
                 on_checkpoint=self.complete_checkpoint,
                 model=model,
                 args=arguments,
@@ -148,7 +151,7 @@ class Job:
         self.tracker: Tracker = open_tracker(
             self.spec, self.run.root, run_id=self.run.root.name, is_first_rank=self.start.is_first_rank
         )
-        self.schedule = Schedule(trainer, self.request, has_eval=data.eval is not None)
+        self.schedule = Schedule(trainer, self.request, self.fence, has_eval=data.eval is not None)
         trainer.add_callback(Memory(self.meter, trainer))
         trainer.add_callback(self.schedule)
         trainer.add_callback(FirstStep(self.check_gradients, self.check_first_step))
@@ -225,6 +228,14 @@ class Job:
 
     def complete_checkpoint(self, folder: Path) -> None:
         """On rank 0, once all ranks have saved: the manifest, and only then the rotation."""
+        self.write_manifest(folder)
+        self.fence.check()
+        checkpoint.rotate(self.run, self.spec.train.keep_checkpoints)
+        self.journal.stage("checkpoint", folder.name)
+
+    def write_manifest(self, folder: Path) -> None:
+        """What makes a checkpoint, or the result, complete; unless a later attempt was started meanwhile."""
+        self.fence.check()
         checkpoint.write_manifest(
             folder,
             run_id=self.run.root.name,
@@ -232,9 +243,8 @@ class Job:
             step=self.trainer.state.global_step,
             plan_hash=self.start.plan_hash,
             spec=self.spec,
+            job_id=self.start.job_id,
         )
-        checkpoint.rotate(self.run, self.spec.train.keep_checkpoints)
-        self.journal.stage("checkpoint", folder.name)
 
     def close(self, output: TrainOutput) -> None:
         """Save what there is to save, write the measurements, and the marker last."""
@@ -260,18 +270,13 @@ class Job:
     def save_result(self) -> None:
         """The adapter or the model, as plain transformers or peft loads it; its manifest last."""
         self.phases.enter(Phase.SAVE)
+        if self.start.is_first_rank:
+            self.fence.check()
         result.save(self.trainer, self.run.result, self.spec)
         if self.start.is_first_rank:
             saved = checks.saved_tensors(self.run.result, self.groups[checks.TRAINED].num_elements)
             self.journal.stage("check result", f"{saved['saved_tensors']} tensors, {saved['saved_elements']} elements")
-            checkpoint.write_manifest(
-                self.run.result,
-                run_id=self.run.root.name,
-                attempt=self.start.attempt,
-                step=self.trainer.state.global_step,
-                plan_hash=self.start.plan_hash,
-                spec=self.spec,
-            )
+            self.write_manifest(self.run.result)
 
     def write_finished(self, output: TrainOutput) -> None:
         """finished.json, whose losses before and after come from metrics.jsonl: the first attempt wrote the one."""

@@ -23,7 +23,15 @@ class Journal:
     def stage(self, stage: str, detail: str = "") -> None:
         """Append a stage to events.jsonl; rank 0 only."""
         if self.start.is_first_rank:
-            event = Event(time_s=time.time(), source="job", attempt=self.start.attempt, stage=stage, detail=detail)
+            event = Event(
+                time_s=time.time(),
+                source="job",
+                attempt=self.start.attempt,
+                stage=stage,
+                detail=detail,
+                node=self.start.node,
+                host=socket.gethostname(),
+            )
             append_record(self.run.events, event)
 
     def metrics(self, record: Any) -> None:

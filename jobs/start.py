@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from launcher.runs.layout import RunFolder
 from launcher.spec import JobSpec, ShardKind, content_hash
@@ -24,7 +25,8 @@ class Launcher:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """One start of one rank."""
+    """One start of one rank. lease: what a launcher on another host renews. node: this rank's, where an agent started
+    it. job_id: what the scheduler calls the job."""
 
     attempt: int
     plan_hash: str
@@ -32,6 +34,9 @@ class Start:
     rank: int
     local_rank: int
     world_size: int
+    lease: Path | None = None
+    node: int | None = None
+    job_id: str | None = None
 
     @property
     def is_first_rank(self) -> bool:
@@ -41,7 +46,7 @@ class Start:
 
 def read_start(env: Mapping[str, str]) -> Start:
     """The start as the environment tells it; a missing variable is refused by name."""
-    launcher = env.get("FITLAUNCH_LAUNCHER")
+    launcher, lease = env.get("FITLAUNCH_LAUNCHER"), env.get("FITLAUNCH_LEASE")
     return Start(
         attempt=_integer(env, "FITLAUNCH_ATTEMPT"),
         plan_hash=_required(env, "FITLAUNCH_PLAN_HASH"),
@@ -49,6 +54,9 @@ def read_start(env: Mapping[str, str]) -> Start:
         rank=_integer(env, "RANK"),
         local_rank=_integer(env, "LOCAL_RANK"),
         world_size=_integer(env, "WORLD_SIZE"),
+        lease=Path(lease) if lease else None,
+        node=_integer(env, "FITLAUNCH_NODE") if "FITLAUNCH_NODE" in env else None,
+        job_id=env.get("FITLAUNCH_JOB_ID"),
     )
 
 

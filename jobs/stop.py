@@ -1,7 +1,7 @@
-"""Stopping: a file or a TERM asks for it, and all ranks agree on it at the end of a step.
+"""Requests to stop: a file or a signal asks this rank, and all ranks agree on it at the end of a step (jobs.agree).
 
-A signal reaches some ranks earlier than others, and a file is seen at different times; only a collective makes every
-rank stop after the same step. Nothing but setting a flag happens inside the signal handler.
+A signal reaches some ranks earlier than others, and a file is seen at different times. Nothing but setting a flag
+happens inside the signal handler.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-import torch
-import torch.distributed as dist
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
@@ -23,32 +22,26 @@ class StopRequest:
 
     def listen(self) -> None:
         """Take SIGTERM and SIGUSR1 as requests to stop."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
 
     def cause(self) -> str | None:
-        """What asked for the stop: a signal's name, 'stop file', or None."""
-        if self._signal is not None:
+        """What asked for the stop: the first line of the stop file, else a signal's name; None where nothing did.
+
+        The file comes first, for it says why the signal was sent.
+        """
+        try:
+            return self._stop_file.read_text(errors="replace").partition("\n")[0].strip() or "stop file"
+        except FileNotFoundError:
             return self._signal
-        return "stop file" if self._stop_file.exists() else None
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._signal = signal.Signals(number).name
+        if self._signal is None:
+            self._signal = signal.Signals(number).name
 
 
-def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
-    """The sum of each value over all ranks, in float64; the values themselves on a single rank."""
-    if not dist.is_initialized():
-        return values
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    return [float(value) for value in total.tolist()]
-
-
-def first_cause(cause: str | None) -> str | None:
-    """The cause of the lowest rank that has one, told to all ranks; called only once they know that there is one."""
-    if not dist.is_initialized():
-        return cause
-    causes: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(causes, cause)
-    return next((known for known in causes if known is not None), None)
+def ignore_stop_signals() -> None:
+    """For a process that only serves a rank: a scheduler signals all processes of a job, and the rank still needs it to
+    come to the end of its step."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -25,8 +25,7 @@ def main() -> None:
     """Run one rank of one job."""
     run = RunFolder(_parse_run())
     start = read_start(os.environ)
-    if start.launcher is not None:
-        watch(start.launcher)
+    watch(start)
     journal = Journal(run=run, start=start)
     request = StopRequest(run.stop_file(start.attempt))
     request.listen()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sized
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from jobs import checkpoint
+from jobs.agree import sum_over_ranks
+from jobs.fence import Fence
 from jobs.phases import Phases
 from jobs.sharding import set_fsdp_precision
-from jobs.stop import sum_over_ranks
+from jobs.stop import ignore_stop_signals
 from launcher.planner.types import Phase
 from launcher.precision import is_deepspeed
 from launcher.runs.layout import RunFolder
@@ -67,6 +70,7 @@ class JobTrainer(Trainer):
         spec: JobSpec,
         run: RunFolder,
         phases: Phases,
+        fence: Fence,
         on_checkpoint: Callable[[Path], None],
         train_dataset: Sized,
         data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
@@ -75,6 +79,7 @@ class JobTrainer(Trainer):
         self.spec = spec
         self.run_folder = run
         self.phases = phases
+        self.fence = fence
         self.on_checkpoint = on_checkpoint
         self.step_rows: list[int] = []
         self.step_tokens = 0
@@ -128,6 +133,12 @@ class JobTrainer(Trainer):
         self.step_tokens = sum(int(batch.pop(NUM_TOKENS)) for batch in batches)
         return batches, num_items
 
+    def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
+        """The rows of this rank; the processes that load them outlive a signal to all of the job's."""
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = partial(_begin_worker, loader.worker_init_fn)
+        return loader
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:  # type: ignore[type-arg]
         """This rank's share of the held-out rows. All ranks take equally many batches, for each is a collective."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -167,8 +178,10 @@ class JobTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.phases.enter(Phase.SAVE)
         folder = self.run_folder.checkpoints / f"{checkpoint.PREFIX}{self.state.global_step}"
-        if self.is_world_process_zero() and folder.exists():
-            checkpoint.discard(folder)  # what an interrupted attempt left behind
+        if self.is_world_process_zero():
+            self.fence.check()
+            if folder.exists():
+                checkpoint.discard(folder)  # what an interrupted attempt left behind
         self.barrier()
         super()._save_checkpoint(model, trial)
         self.barrier()
@@ -203,6 +216,12 @@ class JobTrainer(Trainer):
         """Wait for all ranks."""
         if dist.is_initialized():
             dist.barrier()
+
+
+def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
+    ignore_stop_signals()
+    if begin is not None:
+        begin(number)
 
 
 def _written(model: Any, spec: JobSpec) -> dict[str, torch.Tensor]:
