@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ GOLDEN = Path(__file__).parent / "golden"
 
 # Nothing that was measured on this host may change a plan that a test compares.
 os.environ["FITLAUNCH_CALIBRATION"] = os.devnull
+# A golden screen shows times.
+os.environ["TZ"] = "UTC"
+time.tzset()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from launcher.planner.types import MemoryPlan, Phase, RankPlan, Suggestion, Term, TermKind, Verdict
+from launcher.runs.diagnosis.read import diagnose_attempt
 from launcher.runs.layout import RunFolder
 from launcher.runs.outcome import Outcome
 from launcher.runs.records import (
     EvalMetrics,
     Failed,
     Finished,
+    NodeEnd,
+    RankDeath,
     RankMeasurement,
     Started,
     Status,
@@ -176,6 +179,23 @@ def measurement(rank: int, *, gpu: bool) -> RankMeasurement:
     )
 
 
+RAN_OUT = (
+    "CUDA out of memory. Tried to allocate 6.00 GiB. GPU 0 has a total capacity of 23.99 GiB of which 5.21 GiB is "
+    "free. Including non-PyTorch memory, this process has 18.78 GiB memory in use. Of the allocated memory 17.52 GiB "
+    "is allocated by PyTorch, and 812.20 MiB is reserved by PyTorch but unallocated.\nmore"
+)
+PEER_GONE = "NCCL error in: NCCLUtils.cpp:77, remote process exited or there was a network error, NCCL version 2.27.3"
+END = NodeEnd(
+    attempt=1, node_rank=0, host="alpha", started_at_s=990.0, ended_at_s=1030.0, exit_code=1, oom_kills=0,
+    deaths=(
+        RankDeath(rank=3, seen_at_s=1025.2, exit_code=1),
+        RankDeath(rank=0, seen_at_s=1025.3, exit_code=1),
+        RankDeath(rank=1, seen_at_s=1026.0, exit_code=-15),
+        RankDeath(rank=2, seen_at_s=1026.0, exit_code=-15),
+    ),
+)  # fmt: skip
+
+
 def run_folder(root: Path, job: JobSpec, *, status: Status, gpu: bool = True) -> Outcome:
     """A run folder as the launcher and the ranks leave it, and the outcome read from it."""
     folder = RunFolder(root)
@@ -205,14 +225,22 @@ def run_folder(root: Path, job: JobSpec, *, status: Status, gpu: bool = True) ->
     failures = (
         Failed(
             attempt=1, time_s=1025.0, rank=3, host="alpha", error_type="OutOfMemoryError",
-            message="CUDA out of memory. Tried to allocate 6.00 GiB.\nmore", traceback="Traceback ...",
+            message=RAN_OUT, traceback="Traceback ...", phase="loss", step=13,
         ),
         Failed(
-            attempt=1, time_s=1026.0, rank=0, host="alpha", error_type="DistBackendError", message="NCCL error",
+            attempt=1, time_s=1024.9, rank=0, host="alpha", error_type="DistBackendError", message=PEER_GONE,
             traceback="Traceback ...",
         ),
     )  # fmt: skip
     failed = status is Status.FAILED
+    if failed:
+        for failure in failures:
+            write_record(folder.failed(1, failure.rank), failure)
+        write_record(folder.node_end(1, 0), END)
+        log = folder.logs(1) / "x" / "attempt_0" / "3" / "stderr.log"
+        log.parent.mkdir(parents=True)
+        log.write_text("".join(f"[rank3] line {n} of the log\n" for n in range(1, 16)))
+    found = diagnose_attempt(folder, 1) if failed else None
     return Outcome(
         run_dir=root,
         status=status,
@@ -221,7 +249,8 @@ def run_folder(root: Path, job: JobSpec, *, status: Status, gpu: bool = True) ->
         finished=finished if status is Status.FINISHED else None,
         stopped=stopped if status is Status.STOPPED else None,
         failures=failures if failed else (),
-        first_cause="Rank 3 on alpha ran out of GPU memory at step 13." if failed else "",
-        log_tail=tuple(f"[rank3] line {n} of the log" for n in range(1, 16)) if failed else (),
+        first_cause="" if found is None else found.what,
+        log_tail=() if found is None else found.log_tail,
         measurements=() if failed else tuple(measurement(rank, gpu=gpu) for rank in range(job.world_size)),
+        diagnosis=found,
     )

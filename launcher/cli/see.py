@@ -18,26 +18,34 @@ FOLLOW_POLL_S = 0.3
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def list_command(runs_dir: Path, as_json: bool) -> None:
     """List the runs, how they stand, and how far their plans were off."""
+    from launcher.operate.queue import SlurmQueue
     from launcher.report.console import make_console
-    from launcher.report.runs_table import runs_json, show_runs
+    from launcher.report.runs_table import runs_json, show_runs, show_silence
     from launcher.runs.registry import list_runs
 
-    runs = list_runs(runs_dir)
+    queue = SlurmQueue()
+    runs = list_runs(runs_dir, queue)
     if as_json:
         click.echo(runs_json(runs))
+        show_silence(queue.silence, make_console())
         return
-    show_runs(runs, runs_dir, make_console())
+    show_runs(runs, runs_dir, make_console(), silence=queue.silence)
 
 
 @cli.command()
 @takes_run
 def status(run: str, runs_dir: Path) -> None:
-    """Say how a run stands."""
+    """Say how a run stands, and of one that failed why."""
+    from launcher.operate.queue import SlurmQueue
     from launcher.report.console import make_console
-    from launcher.report.runs_table import show_status
+    from launcher.report.past import failure_of
+    from launcher.report.runs_table import show_silence, show_status
     from launcher.runs.registry import summarise
 
-    show_status(summarise(resolve(run, runs_dir)), make_console())
+    folder, queue, console = resolve(run, runs_dir), SlurmQueue(), make_console()
+    summary = summarise(folder, queue)
+    show_status(summary, console, failure_of(folder, summary, queue.word(folder)))
+    show_silence(queue.silence, console)
 
 
 @cli.command()
@@ -81,13 +89,15 @@ def logs(run: str, runs_dir: Path, rank: int | None, follow: bool) -> None:
 @takes_run
 def report(run: str, runs_dir: Path) -> None:
     """Show a run's last screen again."""
+    from launcher.operate.queue import SlurmQueue
     from launcher.report.console import make_console
     from launcher.report.outcome import show_outcome, write_report
     from launcher.report.past import past_outcome
+    from launcher.runs.registry import summarise
     from launcher.spec import read_job
 
-    folder = resolve(run, runs_dir)
-    outcome = past_outcome(folder)
+    folder, queue = resolve(run, runs_dir), SlurmQueue()
+    outcome = past_outcome(folder, summarise(folder, queue), queue.word(folder))
     show_outcome(outcome, write_report(outcome), read_job(folder.job), make_console())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 
@@ -12,19 +13,20 @@ from launcher.planner.types import MemoryPlan
 from launcher.report.console import columns, heading, indented, show
 from launcher.report.curve import draw_curve
 from launcher.report.describe import batch_words, job_words, model_words, plural, trained_words
-from launcher.report.less_memory import show_less_memory
+from launcher.report.failure import show_failure
+from launcher.report.less_memory import less_memory, show_less_memory
 from launcher.report.record import RankMemory, Report, make_report
 from launcher.report.sweep_table import STATUS_STYLE, loss_words
-from launcher.runs.cause import is_out_of_memory
+from launcher.runs.diagnosis.read import keep_diagnosis
+from launcher.runs.diagnosis.types import MEMORY
 from launcher.runs.layout import RunFolder
+from launcher.runs.logs import logs_folder
 from launcher.runs.outcome import Outcome
 from launcher.runs.records import Started, Status, read_record, write_record
 from launcher.runs.tail import read_metrics
 from launcher.spec import JobSpec, MethodKind
 from launcher.units import format_bytes, format_duration
 
-# The end of a log that usually holds the cause, and leaves room for the rest of the screen.
-TAIL_LINES = 12
 # With more ranks than this, only those that are furthest from their plan are shown.
 MAX_RANKS = 8
 
@@ -38,6 +40,8 @@ def write_report(outcome: Outcome) -> Report:
     metrics = read_metrics(folder.metrics)
     report = make_report(outcome, plan, started, metrics, run_id=folder.root.name)
     write_record(folder.report, report)
+    if outcome.diagnosis is not None and outcome.diagnosis.kind in MEMORY:
+        keep_diagnosis(folder, dataclasses.replace(outcome.diagnosis, overrides=less_memory(plan.spec)))
     draw_curve(metrics, folder.loss_curve, title=f"{folder.root.name}\n{plan.spec.model.name}, {job_words(plan.spec)}")
     return report
 
@@ -48,9 +52,7 @@ def show_outcome(outcome: Outcome, report: Report, spec: JobSpec, console: Conso
     status = f"Run {report.run_id} {_ending_words(report)}"
     show(console, Text.assemble("\n", (status, f"bold {STATUS_STYLE.get(report.status, 'default')}")))
     if report.status is Status.FAILED:
-        _show_failure(outcome, console)
-        if any(is_out_of_memory(failure) for failure in outcome.failures):
-            show_less_memory(spec, console)
+        _show_failure(outcome, spec, console)
     _show_job(report, spec, console)
     if report.memory:
         _show_memory(report, spec, console)
@@ -70,18 +72,14 @@ def _ending_words(report: Report) -> str:
     return f"{words} {report.step:,}{of} steps{attempt}"
 
 
-def _show_failure(outcome: Outcome, console: Console) -> None:
-    show(console, Text(outcome.first_cause or "Nobody said why.", style="red"))
-    for failure in outcome.failures[1:]:
-        also = f"then rank {failure.rank} on {failure.host}: {failure.error_type}: {_first_line(failure.message)}"
-        show(console, Text(also, style="dim"))
-    if outcome.log_tail:
-        lines = [indented(Text(line)) for line in outcome.log_tail[-TAIL_LINES:]]
-        show(console, heading("End of the log"), *lines)
-
-
-def _first_line(message: str) -> str:
-    return message.strip().partition("\n")[0]
+def _show_failure(outcome: Outcome, spec: JobSpec, console: Console) -> None:
+    found = outcome.diagnosis
+    if found is None:
+        show(console, Text(outcome.first_cause or "Nobody said why.", style="red"))
+        return
+    show_failure(found, console, sentence=outcome.first_cause)
+    if found.kind in MEMORY:
+        show_less_memory(spec, console)
 
 
 def _show_job(report: Report, spec: JobSpec, console: Console) -> None:
@@ -210,7 +208,8 @@ def _show_places(report: Report, folder: RunFolder, console: Console) -> None:
         "result": None if report.result is None else folder.root / report.result,
         "checkpoint": None if report.checkpoint is None else folder.root / report.checkpoint,
         "first example": folder.first_example,
-        "logs": folder.logs(report.attempt),
+        "logs": logs_folder(folder, report.attempt),
+        "diagnosis": folder.diagnosis(report.attempt),
         "metrics": folder.metrics,
         "loss curve": folder.loss_curve,
         "report": folder.report,

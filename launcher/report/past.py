@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from launcher.errors import InputError, Problem
-from launcher.runs.cause import first_cause
+from launcher.runs.diagnosis.read import diagnose_attempt, read_diagnosis
+from launcher.runs.diagnosis.types import Diagnosis, SchedulerWord
 from launcher.runs.layout import RunFolder
 from launcher.runs.logs import log_tail
-from launcher.runs.markers import read_markers
+from launcher.runs.markers import has_failure, read_markers
 from launcher.runs.outcome import Outcome
 from launcher.runs.records import Status
-from launcher.runs.registry import summarise
+from launcher.runs.registry import RunSummary, read_submission
 
-EXIT_CODES = {Status.FINISHED: 0, Status.STOPPED: 130}
-ENDED = (Status.FINISHED, Status.STOPPED, Status.FAILED)
+EXIT_CODES = {Status.FINISHED: 0, Status.STOPPED: 130, Status.CANCELLED: 130}
+ENDED = (*EXIT_CODES, Status.FAILED)
 
 
-def past_outcome(run: RunFolder) -> Outcome:
-    """How the newest attempt ended. Raises InputError for a run that has not ended, or of which that is unknown."""
-    summary = summarise(run)
+def past_outcome(run: RunFolder, summary: RunSummary, word: SchedulerWord | None = None) -> Outcome:
+    """How the newest attempt ended, of a run that stands as summarised; word: what the scheduler says of its job.
+
+    Raises InputError for a run that has not ended, or of which that is unknown.
+    """
     if summary.status not in ENDED:
         rule = f"has not ended: it is {summary.status}" + (f" ({summary.reason})" if summary.reason else "")
         way_out = f"fitlaunch status {summary.run_id} says how it stands"
         raise InputError([Problem(field="run", value=summary.run_id, rule=rule, way_out=way_out)])
     markers = read_markers(run, summary.attempt)
     failed = summary.status is Status.FAILED
-    cause = first_cause(markers.failures, (), otherwise=summary.reason)
+    found = failure_of(run, summary, word)
+    tail = log_tail(run, summary.attempt, None) if found is None else found.log_tail
     return Outcome(
         run_dir=run.root,
         status=summary.status,
@@ -33,7 +37,21 @@ def past_outcome(run: RunFolder) -> Outcome:
         finished=markers.finished,
         stopped=markers.stopped,
         failures=markers.failures,
-        first_cause=summary.reason or (cause.text if failed else ""),
-        log_tail=log_tail(run, summary.attempt, cause.rank) if failed else (),
+        first_cause=summary.reason if found is None else found.what,
+        log_tail=tail if failed else (),
         measurements=markers.measurements,
+        diagnosis=found,
     )
+
+
+def failure_of(run: RunFolder, summary: RunSummary, word: SchedulerWord | None = None) -> Diagnosis | None:
+    """The first cause of a run that has failed; None where its launcher, who saw it, gave another reason.
+
+    A run that was ended by force on this host has ranks that were killed: no diagnosis could tell by whom.
+    """
+    if summary.status is not Status.FAILED or not summary.attempt:
+        return None
+    is_known = read_diagnosis(run, summary.attempt) is not None or has_failure(run, summary.attempt)
+    if read_submission(run) is None and not is_known:
+        return None
+    return diagnose_attempt(run, summary.attempt, word=word, otherwise=summary.reason)

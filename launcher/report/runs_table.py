@@ -13,10 +13,13 @@ from rich.text import Text
 
 from launcher.report.console import columns, heading, indented, show
 from launcher.report.describe import plural
+from launcher.report.failure import failure_table, show_advice
 from launcher.report.outcome import shown_path
 from launcher.report.plan_errors import MEASURES, PlanError, RunErrors, run_errors, summary
 from launcher.report.sweep_table import STATUS_STYLE, loss_words
+from launcher.runs.diagnosis.types import Diagnosis
 from launcher.runs.layout import RunFolder
+from launcher.runs.logs import logs_folder
 from launcher.runs.outcome import Metrics
 from launcher.runs.records import EvalMetrics, Event, TrainMetrics
 from launcher.runs.registry import RunSummary
@@ -27,26 +30,42 @@ from launcher.units import format_duration
 SHORTER = "*"
 
 
-def show_runs(runs: Sequence[RunSummary], runs_dir: Path, console: Console) -> None:
-    """One line a run, the oldest first: how it stands, and how far its plan was off; and all plans together."""
+def show_runs(runs: Sequence[RunSummary], runs_dir: Path, console: Console, *, silence: str = "") -> None:
+    """One line a run, the oldest first: how it stands, and how far its plan was off; and all plans together.
+
+    silence: what the scheduler said instead of an answer.
+    """
     if not runs:
         show(console, Text(f"No runs in {runs_dir}."))
         return
     errors = [run_errors(run.run_dir) for run in runs]
     known = [found for found in errors if found is not None]
     measures = [name for name in MEASURES if summary(known, name) is not None]
-    table = columns("lllr" + "r" * len(measures) + "w", ("run", "started", "status", "attempt", *measures, ""))
+    job = ("job",) if any(run.job_id is not None for run in runs) else ()
+    kinds = "lll" + "l" * len(job) + "r" + "r" * len(measures) + "w"
+    table = columns(kinds, ("run", "started", "status", *job, "attempt", *measures, ""))
     for run, found in zip(runs, errors, strict=True):
         table.add_row(
             Text(run.run_id, style="bold"),
             _local_time(run.created_at_s),
             Text(run.status.value, style=STATUS_STYLE.get(run.status, "")),
+            *([run.job_id or "-"] if job else []),
             str(run.attempt) if run.attempt else "-",
             *(_off_words(found, name) for name in measures),
             Text(run.reason, style="dim"),
         )
     show(console, table)
+    show_silence(silence, console)
     _show_summary(known, measures, console)
+
+
+def show_silence(silence: str, console: Console) -> None:
+    """That the scheduler does not answer, once for all runs that it would have to tell of."""
+    if silence:
+        show(
+            console,
+            Text(f"\nThe scheduler does not answer, so what it would tell is unknown: {silence}", style="yellow"),
+        )
 
 
 def _off_words(found: RunErrors | None, measure: str) -> str:
@@ -98,13 +117,16 @@ def _local_time(time_s: float) -> str:
     return datetime.fromtimestamp(time_s).strftime("%Y-%m-%d %H:%M")
 
 
-def show_status(run: RunSummary, console: Console) -> None:
-    """How one run stands: status, the stage and step it got to, its newest losses."""
+def show_status(run: RunSummary, console: Console, found: Diagnosis | None = None) -> None:
+    """How one run stands: status, the stage and step it got to, its newest losses; and why it failed, where it did."""
     folder = RunFolder(run.run_dir)
     table = columns("lw")
     status = Text(run.status.value, style=f"bold {STATUS_STYLE.get(run.status, '')}".strip())
-    table.add_row("status", Text.assemble(status, f": {run.reason}" if run.reason else ""))
+    reason = run.reason if found is None else found.what
+    table.add_row("status", Text.assemble(status, f": {reason}" if reason else ""))
     table.add_row("started", _local_time(run.created_at_s))
+    if run.job_id is not None:
+        table.add_row("job", run.job_id)
     if run.attempt:
         table.add_row("attempt", str(run.attempt))
     if run.exit_code is not None:
@@ -113,8 +135,11 @@ def show_status(run: RunSummary, console: Console) -> None:
         table.add_row(name, words)
     table.add_row("run folder", shown_path(folder.root, Path.cwd()))
     if run.attempt:
-        table.add_row("logs", shown_path(folder.logs(run.attempt), Path.cwd()))
+        table.add_row("logs", shown_path(logs_folder(folder, run.attempt), Path.cwd()))
     show(console, Text(run.run_id, style="bold"), indented(table))
+    if found is not None:
+        show(console, heading("Why it failed"), indented(failure_table(found)))
+        show_advice(found, console)
 
 
 def _progress(events: Sequence[Event], metrics: Sequence[Metrics]) -> list[tuple[str, str]]:

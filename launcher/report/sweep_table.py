@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
+from launcher.errors import FitlaunchError
 from launcher.planner.types import MemoryPlan, Verdict
 from launcher.report.console import columns, heading, indented, show
 from launcher.report.describe import plural
@@ -15,17 +16,26 @@ from launcher.report.plan_table import VERDICT_STYLE, common_unit, unit_words
 from launcher.runs.outcome import Outcome
 from launcher.runs.records import Status
 
-STATUS_STYLE = {Status.FINISHED: "green", Status.STOPPED: "yellow", Status.FAILED: "red"}
+STATUS_STYLE = {
+    Status.FINISHED: "green",
+    Status.STOPPED: "yellow",
+    Status.CANCELLED: "yellow",
+    Status.FAILED: "red",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellResult:
-    """What became of one cell. outcome is None where it was not started, and `note` then says why."""
+    """What became of one cell. outcome is None where it was not started, or where nobody waited for its end; `note`
+    then says how it stands. error: for which it could not be started. is_dropped: it does not fit, and was left out.
+    """
 
     overrides: tuple[str, ...]
     plan: MemoryPlan | None
     outcome: Outcome | None
     note: str = ""
+    error: FitlaunchError | None = None
+    is_dropped: bool = False
 
 
 def differing(overrides: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.errors import Interrupted, JobFailed
-from launcher.runs.cause import Cause, describe_exit, first_cause
+from launcher.runs.diagnosis.deaths import describe_exit
+from launcher.runs.diagnosis.read import diagnose_attempt
+from launcher.runs.diagnosis.types import Diagnosis
 from launcher.runs.layout import RunFolder
 from launcher.runs.logs import log_tail
 from launcher.runs.markers import Markers, read_markers
@@ -29,11 +31,23 @@ class Ending:
     agent_exit_code: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """One sentence for a person, and the rank whose log tells more. is_open: only a diagnosis can tell."""
+
+    text: str
+    rank: int | None
+    is_open: bool = False
+
+
 def judge(run: RunFolder, number: int, ending: Ending) -> Outcome:
     """The outcome of an attempt of which no process is left."""
     markers = read_markers(run, number)
     status = _status(markers, ending)
-    cause = _cause(markers, status, ending)
+    cause, found = _cause(markers, status, ending), None
+    if status is Status.FAILED and cause.is_open:
+        found = _diagnose(run, number, ending)
+        cause = Cause(text=found.what, rank=found.rank)
     return Outcome(
         run_dir=run.root,
         status=status,
@@ -45,6 +59,7 @@ def judge(run: RunFolder, number: int, ending: Ending) -> Outcome:
         first_cause=cause.text,
         log_tail=log_tail(run, number, cause.rank) if status is Status.FAILED else (),
         measurements=markers.measurements,
+        diagnosis=found,
     )
 
 
@@ -73,8 +88,12 @@ def _cause(markers: Markers, status: Status, ending: Ending) -> Cause:
         return Cause(text=f"ended by force: {ending.forced}", rank=0)
     if ending.is_abandoned:
         return Cause(text=f"{_abandoned(ending)}, and they were ended", rank=None)
-    agent_exit = describe_exit(ending.agent_exit_code)
-    return first_cause(markers.failures, ending.deaths, otherwise=f"{ending.agent} {agent_exit}")
+    return Cause(text="", rank=None, is_open=True)
+
+
+def _diagnose(run: RunFolder, number: int, ending: Ending) -> Diagnosis:
+    otherwise = f"{ending.agent} {describe_exit(ending.agent_exit_code)}"
+    return diagnose_attempt(run, number, deaths=ending.deaths, otherwise=otherwise)
 
 
 def _abandoned(ending: Ending) -> str:

@@ -47,6 +47,12 @@ def log_tail(run: RunFolder, attempt: int, rank: int | None, *, count: int = 15)
     return ()
 
 
+def logs_folder(run: RunFolder, attempt: int) -> Path:
+    """Where the logs of an attempt lie: those of its one node, or of all."""
+    nodes = nodes_of(run, attempt)
+    return run.attempt(attempt) if len(nodes) > 1 else run.logs(attempt, *nodes)
+
+
 def nodes_of(run: RunFolder, attempt: int) -> tuple[int, ...]:
     """The nodes that have left anything of an attempt."""
     names = (path.name.removeprefix("node-") for path in run.attempt(attempt).glob("node-*"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from launcher.runs.diagnosis.types import Diagnosis
 from launcher.runs.records import EvalMetrics, Event, Failed, Finished, RankMeasurement, Status, Stopped, TrainMetrics
 
 Metrics = TrainMetrics | EvalMetrics
@@ -28,7 +29,7 @@ class Outcome:
 
     exit_code: 0 finished; 130 stopped by the user; 5 failed, or stopped although nobody here asked for it.
     failures: what the ranks wrote about themselves, the earliest first.
-    first_cause: one sentence for a person; empty when the run finished.
+    first_cause: one sentence for a person; empty when the run finished. diagnosis: what more is known, of a failure.
     log_tail: the last lines of the log of the rank (or of the program) that failed first.
     """
 
@@ -42,3 +43,4 @@ class Outcome:
     first_cause: str
     log_tail: tuple[str, ...]
     measurements: tuple[RankMeasurement, ...]
+    diagnosis: Diagnosis | None = None

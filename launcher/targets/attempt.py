@@ -114,11 +114,11 @@ class Attempt:
             agent=self.launch.argv[2],
             agent_exit_code=end.exit_code,
         )
+        with contextlib.suppress(OSError):
+            write_record(self.run.node_end(self.number, 0), end)
         outcome = judge(self.run, self.number, ending)
         ranks.note("end", outcome.status.value)
         self._write_last_state(outcome)
-        with contextlib.suppress(OSError):
-            write_record(self.run.node_end(self.number, 0), end)
         return outcome
 
     def _write_last_state(self, outcome: Outcome) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 # Each part may import itself and what stands after it.
 LAYERS = (
     ("cli",),
-    ("calibrating",),
+    ("calibrating", "operate"),
     ("main",),
     ("sweep", "sweeps"),
     ("execution",),
@@ -47,6 +47,7 @@ JOBS_MAY_IMPORT = {
     "launcher.datafile",
     "launcher.readings",
     "launcher.runs.attempts",
+    "launcher.runs.checkpoints",
     "launcher.runs.layout",
     "launcher.runs.records",
     "launcher.render.types",

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from launcher.runs.judge import Ending, judge
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import Failed, Finished, RankDeath, RankMeasurement, Started, Status, Stopped, write_record
-from launcher.runs.judge import Ending, judge
 
 SEEN = Ending(is_asked=False, forced="", is_abandoned=False, deaths=(), agent="torchrun", agent_exit_code=1)
 FINISHED = Finished(
@@ -74,7 +74,7 @@ MARKERS: dict[str, Any] = {"finished": FINISHED, "stopped": STOPPED, "started": 
         (
             ["started"],
             {"deaths": (RankDeath(rank=0, seen_at_s=1.0, exit_code=-7),)},
-            (Status.FAILED, 5, "rank 0 was killed by SIGBUS"),
+            (Status.FAILED, 5, "rank 0 was killed by SIGBUS: shared memory full"),
         ),
     ],
 )

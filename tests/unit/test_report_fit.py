@@ -16,8 +16,8 @@ from launcher.planner.fit.advice import out_of_memory_advice
 from launcher.planner.types import Verdict
 from launcher.report.console import make_console
 from launcher.report.fit_table import show_answer
-from launcher.runs.cause import is_out_of_memory
-from launcher.runs.records import Failed
+from launcher.runs.diagnosis.signs import recognise
+from launcher.runs.diagnosis.types import MEMORY
 from launcher.spec import JobSpec, MethodKind, Offload, ShardKind
 from launcher.units import GIB
 from tests.planner_jobs import job
@@ -98,10 +98,6 @@ def test_a_narrow_terminal_loses_no_number() -> None:
         assert narrow.getvalue().count(number) == wide.getvalue().count(number) > 0
 
 
-def failed(error_type: str, message: str) -> Failed:
-    return Failed(attempt=1, time_s=0, rank=0, host="h", error_type=error_type, message=message, traceback="")
-
-
 @pytest.mark.parametrize(
     ("error_type", "message", "expected"),
     [
@@ -118,7 +114,7 @@ def failed(error_type: str, message: str) -> Failed:
     ],
 )
 def test_out_of_memory_is_told_from_other_failures(error_type: str, message: str, expected: bool) -> None:
-    assert is_out_of_memory(failed(error_type, message)) is expected
+    assert (recognise(error_type, message) in MEMORY) is expected
 
 
 def advised(spec: JobSpec) -> dict[str, bool]:

@@ -15,6 +15,7 @@ from launcher.report.console import make_console
 from launcher.report.outcome import furthest_off, length_words, off_words, run_argument, show_outcome, write_report
 from launcher.report.record import RankMemory, Report, rank_memory
 from launcher.report.sweep_table import CellResult, short_keys, show_results
+from launcher.runs.diagnosis.read import read_diagnosis
 from launcher.runs.layout import RunFolder
 from launcher.runs.outcome import Outcome
 from launcher.runs.records import Status
@@ -191,3 +192,15 @@ def test_results(tmp_path: Path, golden: Golden) -> None:
 
 def test_keys_are_shortened_where_they_stay_apart() -> None:
     assert short_keys(["gpus", "train.loss", "a.size", "b.size"]) == ["gpus", "loss", "a.size", "b.size"]
+
+
+def test_a_run_that_ran_out_of_memory_keeps_what_takes_less(run_dir: Path) -> None:
+    outcome = run_folder(run_dir, ON_GPU, status=Status.FAILED)
+    write_report(outcome)
+    kept = read_diagnosis(RunFolder(run_dir), 1)
+    assert kept is not None
+    assert [override.words for override in kept.overrides] == [
+        ("train.micro_batch=2",),
+        ("train.sequence_length=512",),
+    ]
+    assert dataclasses.replace(kept, overrides=()) == outcome.diagnosis

@@ -14,9 +14,11 @@ def missing_nodes(evidence: Evidence) -> tuple[int, ...]:
 
 
 def lost_nodes(evidence: Evidence) -> tuple[int, ...]:
-    """Nodes that came and never said how they ended, while others did: power, network, or a killed agent."""
-    ended = {end.node_rank for end in evidence.ends}
-    return tuple(node for node in sorted(evidence.present) if node not in ended) if ended else ()
+    """Nodes that came and never said how they ended, while others did: power, network, or a killed agent. A launcher
+    that held the agent knows, and has said so."""
+    lost = {end.node_rank for end in evidence.ends if end.is_lost}
+    ended = {end.node_rank for end in evidence.ends} - lost
+    return tuple(sorted(lost | (evidence.present - ended if ended else frozenset())))
 
 
 def failed_rendezvous(evidence: Evidence) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 
 from launcher.planner.types import MemoryPlan, Phase
@@ -10,9 +12,9 @@ from launcher.runs.diagnosis.types import Diagnosis, Evidence, SchedulerWord
 from launcher.runs.layout import RunFolder
 from launcher.runs.logs import agent_log, nodes_of, rank_logs
 from launcher.runs.markers import read_markers, read_node_ends
-from launcher.runs.records import read_record, write_record
+from launcher.runs.records import NodeEnd, RankDeath, read_record, write_record
 from launcher.runs.tail import last_lines
-from launcher.spec import JobSpec, read_job
+from launcher.spec import JobSpec
 
 # The end of an agent's log, and the most ranks whose logs are read: those of a thousand ranks say the same.
 AGENT_LINES = 200
@@ -20,16 +22,25 @@ MAX_RANKS = 256
 
 
 def diagnose_attempt(
-    run: RunFolder, attempt: int, *, word: SchedulerWord | None = None, otherwise: str = ""
+    run: RunFolder,
+    attempt: int,
+    *,
+    word: SchedulerWord | None = None,
+    deaths: tuple[RankDeath, ...] = (),
+    otherwise: str = "",
 ) -> Diagnosis:
     """Who failed first in an attempt that has ended, left in its folder as diagnosis.json.
 
-    word: what the scheduler says now. What it said before counts where it has forgotten the job since.
+    word: what the scheduler says now. What it said before counts where it has forgotten the job since. deaths: what
+    the launcher saw itself, where no node has written how it ended.
     """
     before = read_diagnosis(run, attempt)
     if word is None and before is not None:
         word = before.scheduler
-    found = diagnose(read_evidence(run, attempt, word=word, otherwise=otherwise), run_id=run.root.name)
+    evidence = read_evidence(run, attempt, word=word, deaths=deaths, otherwise=otherwise)
+    found = diagnose(evidence, run_id=run.root.name)
+    if before is not None and before.kind is found.kind:
+        found = dataclasses.replace(found, overrides=before.overrides)
     if found != before:
         keep_diagnosis(run, found)
     return found
@@ -51,19 +62,27 @@ def read_diagnosis(run: RunFolder, attempt: int) -> Diagnosis | None:
         return None
 
 
-def read_evidence(run: RunFolder, attempt: int, *, word: SchedulerWord | None = None, otherwise: str = "") -> Evidence:
+def read_evidence(
+    run: RunFolder,
+    attempt: int,
+    *,
+    word: SchedulerWord | None = None,
+    deaths: tuple[RankDeath, ...] = (),
+    otherwise: str = "",
+) -> Evidence:
     """All that is left of an attempt."""
-    spec = read_job(run.job)
+    spec = read_record(run.job, JobSpec)
     markers = read_markers(run, attempt)
-    ends = read_node_ends(run, attempt)
+    ends = read_node_ends(run, attempt) or _seen_here(attempt, deaths)
     nodes = nodes_of(run, attempt)
     failed = {failure.rank for failure in markers.failures} | {death.rank for end in ends for death in end.deaths}
-    ranks = sorted(failed | set(range(min(spec.world_size, MAX_RANKS))))
+    world_size = max(failed, default=0) + 1 if spec is None else spec.world_size
+    ranks = sorted(failed | set(range(min(world_size, MAX_RANKS))))
     plan = read_record(run.memory_plan, MemoryPlan)
     return Evidence(
         attempt=attempt,
-        world_size=spec.world_size,
-        hosts=_hosts(spec, word),
+        world_size=world_size,
+        hosts=("",) if spec is None else _hosts(spec, word),
         present=frozenset(nodes),
         failures=markers.failures,
         ends=ends,
@@ -74,6 +93,23 @@ def read_evidence(run: RunFolder, attempt: int, *, word: SchedulerWord | None = 
         planned_phase_bytes={} if plan is None else _phase_bytes(plan),
         otherwise=otherwise,
     )
+
+
+def _seen_here(attempt: int, deaths: tuple[RankDeath, ...]) -> tuple[NodeEnd, ...]:
+    """What the launcher of this host saw of its ranks."""
+    if not deaths:
+        return ()
+    seen_s = [death.seen_at_s for death in deaths]
+    end = NodeEnd(
+        attempt=attempt,
+        node_rank=0,
+        host="",
+        started_at_s=min(seen_s),
+        ended_at_s=max(seen_s),
+        exit_code=None,
+        deaths=deaths,
+    )
+    return (end,)
 
 
 def _hosts(spec: JobSpec, word: SchedulerWord | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The first cause among what ranks wrote, how they ended, and what torchrun and DeepSpeed printed."""
+"""What torchrun and DeepSpeed's launcher print about how their ranks ended."""
 
 # ruff: noqa: E501  log lines as they are printed
 
@@ -7,8 +7,6 @@ from __future__ import annotations
 import pytest
 
 from launcher.runs.agent_log import exit_codes, is_closing
-from launcher.runs.cause import first_cause
-from launcher.runs.records import Failed, RankDeath
 
 TORCHRUN = """\
 W1122 02:50:26.587000 9682 torch/distributed/elastic/multiprocessing/api.py:1029] Sending process 9700 closing signal SIGTERM
@@ -48,55 +46,6 @@ DEEPSPEED = """\
 [2026-11-22 02:49:21,021] [INFO] [launch.py:260:sigkill_handler] Killing subprocess 92
 [2026-11-22 02:49:22,021] [ERROR] [launch.py:266:sigkill_handler] ['python', '-u', '-m', 'jobs.train', '/r'] exits with return code = -11
 """
-GLOO = "Connection closed by peer [127.0.0.1]:28059"
-
-
-def note(rank: int, time_s: float, message: str = GLOO, error_type: str = "RuntimeError") -> Failed:
-    return Failed(attempt=1, time_s=time_s, rank=rank, host="h", error_type=error_type, message=message, traceback="")
-
-
-def death(rank: int, seen_at_s: float, exit_code: int | None) -> RankDeath:
-    return RankDeath(rank=rank, seen_at_s=seen_at_s, exit_code=exit_code)
-
-
-def cause(notes: list[Failed], deaths: list[RankDeath]) -> tuple[str, int | None]:
-    found = first_cause(notes, deaths, otherwise="the program ended with exit code 1")
-    return found.text, found.rank
-
-
-KILLED = "rank 1 was killed by SIGKILL, which is also what the kernel does when the host is out of memory (see dmesg)"
-
-
-@pytest.mark.parametrize(
-    ("notes", "deaths", "expected"),
-    [
-        # a rank that raised; its peer noticed
-        (
-            [note(0, 10.4), note(1, 10.1, "the stub\nfailed", "ValueError")],
-            [death(1, 10.6, 1)],
-            ("rank 1 failed with ValueError: the stub", 1),
-        ),
-        # a rank that was killed; its peer wrote a note before anybody noticed the death
-        ([note(0, 10.1)], [death(1, 10.3, -9)], (KILLED, 1)),
-        # a rank that raised; its peer hung and was killed by the program above half a minute later
-        ([note(0, 10.1)], [death(0, 10.2, 1), death(1, 40.3, -9)], (f"rank 0 failed with RuntimeError: {GLOO}", 0)),
-        # TERM is how the others are told to end
-        ([note(0, 10.1)], [death(1, 10.1, -15)], (f"rank 0 failed with RuntimeError: {GLOO}", 0)),
-        # a rank that had ended well is no cause
-        ([note(0, 10.1)], [death(1, 5.0, 0)], (f"rank 0 failed with RuntimeError: {GLOO}", 0)),
-        # nobody wrote anything
-        ([], [death(0, 9.0, -15), death(1, 10.3, -11)], ("rank 1 was killed by SIGSEGV", 1)),
-        ([], [death(0, 9.0, 70), death(1, 10.3, 70)], ("rank 0 ended with exit code 70", 0)),
-        (
-            [],
-            [death(0, 9.0, None)],
-            ("the ranks ended without a result; the program ended with exit code 1", None),
-        ),
-        ([note(0, 1.0, "", "KeyboardInterrupt")], [], ("rank 0 failed with KeyboardInterrupt", 0)),
-    ],
-)
-def test_first_cause(notes: list[Failed], deaths: list[RankDeath], expected: tuple[str, int | None]) -> None:
-    assert cause(notes, deaths) == expected
 
 
 def test_exit_codes_from_torchrun() -> None:

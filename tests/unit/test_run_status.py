@@ -1,0 +1,233 @@
+"""How a run stands that a scheduler starts: proven, or unknown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.operate.queue import SlurmQueue
+from launcher.runs.layout import RunFolder
+from launcher.runs.markers import Markers
+from launcher.runs.records import (
+    AttemptStart,
+    Finished,
+    NodeEnd,
+    RunState,
+    Status,
+    Stopped,
+    Submission,
+    write_record,
+)
+from launcher.runs.registry import NO_MARKERS, list_runs, summarise
+from launcher.runs.status import Queued, queued_status
+from launcher.scheduler.client import SchedulerRefused, SchedulerSilent
+from launcher.scheduler.jobs import Job
+from launcher.targets.folder import write_run_folder
+from tests.launching import make_launch
+
+FINISHED = Finished(
+    attempt=1, time_s=9.0, num_steps=3, train_loss=1.0, eval_loss_before=None, eval_loss_after=None,
+    samples_per_s=1.0, tokens_per_s=1.0, train_time_s=1.0, result="result",
+)  # fmt: skip
+STOPPED = Stopped(attempt=1, time_s=9.0, step=12, cause="time limit", checkpoint="checkpoints/checkpoint-12")
+NOT_TOLD = Submission(number=1, cluster="slurm", job_name="fitlaunch-run", time_s=1.0)
+SENT = Submission(number=1, cluster="slurm", job_name="fitlaunch-run", time_s=1.0, job_id="17")
+AGAIN = Submission(number=2, cluster="slurm", job_name="fitlaunch-run", time_s=5.0, job_id="18")
+START = AttemptStart(attempt=1, time_s=2.0, head="node1", port=20_017, num_nodes=2, submission=1, job_id="17")
+
+
+def job(state: str, reason: str = "None", *, job_id: str = "17", nodes: str = "", start: str = "N/A") -> Job:
+    return Job(job_id=job_id, name="fitlaunch-run", state=state, reason=reason, nodes=nodes, start=start)
+
+
+def end(node: int) -> NodeEnd:
+    return NodeEnd(
+        attempt=1, node_rank=node, host=f"node{node + 1}", started_at_s=2.0, ended_at_s=9.0, exit_code=1, deaths=()
+    )
+
+
+def state(status: Status, reason: str = "") -> RunState:
+    return RunState(run_id="run", status=status, attempt=1, created_at_s=1.0, updated_at_s=2.0, reason=reason)
+
+
+def markers(**there: Any) -> Markers:
+    nothing = {"started": None, "finished": None, "stopped": None, "failures": (), "measurements": ()}
+    return Markers(**{**nothing, **there})
+
+
+def told(**what: Any) -> tuple[str, str]:
+    known: dict[str, Any] = {"submission": SENT, "attempt": 0, "num_nodes": 2, "markers": NO_MARKERS}
+    if "start" in what:
+        known["attempt"] = 1
+    status, reason = queued_status(Queued(**{**known, **what}))
+    return status.value, reason
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        # in the queue
+        ({"job": job("PENDING", "Priority")}, ("queued", "job 17 waits (Priority)")),
+        (
+            {"job": job("PENDING", "Resources", start="2026-11-22T03:15:02")},
+            ("queued", "job 17 waits (Resources), expected to start 2026-11-22T03:15:02"),
+        ),
+        (
+            {"job": job("PENDING", "PartitionTimeLimit")},
+            ("queued", "job 17 waits (PartitionTimeLimit), which does not come by itself"),
+        ),
+        # queued again, whatever its last attempt left
+        (
+            {"job": job("PENDING", "BeginTime"), "start": START, "markers": markers(stopped=STOPPED)},
+            ("queued", "job 17 waits (BeginTime)"),
+        ),
+        # running
+        ({"job": job("RUNNING", nodes="node[1-2]")}, ("running", "job 17 on node[1-2]: starting")),
+        ({"job": job("RUNNING", nodes="node[1-2]"), "start": START}, ("running", "job 17 on node[1-2]")),
+        (
+            {"job": job("COMPLETING", nodes="node1"), "start": START, "markers": markers(stopped=STOPPED)},
+            ("running", "job 17 on node1: completing"),
+        ),
+        (
+            {"job": job("RUNNING", nodes="node1"), "start": START, "is_cancelled": True},
+            ("running", "job 17 on node1: being cancelled"),
+        ),
+        # over
+        ({"start": START, "markers": markers(finished=FINISHED), "is_silent": True}, ("finished", "")),
+        ({"start": START, "markers": markers(stopped=STOPPED)}, ("stopped", "stopped after step 12 (time limit)")),
+        ({"start": START, "job": job("TIMEOUT", "TimeLimit")}, ("failed", "job 17: TIMEOUT (TimeLimit)")),
+        ({"start": START, "ends": (end(0), end(1))}, ("failed", "the ranks of job 17 ended without a result")),
+        ({"start": START, "state": state(Status.FAILED, "rank 1 died")}, ("failed", "rank 1 died")),
+        (
+            {"job": job("FAILED", "NonZeroExitCode")},
+            ("failed", "job 17 ended before any rank was started: FAILED (NonZeroExitCode)"),
+        ),
+        (
+            {"job": job("COMPLETED"), "refused": "2 attempts made no progress"},
+            ("failed", "job 17 ended before any rank was started: 2 attempts made no progress"),
+        ),
+        # cancelled
+        ({"job": job("CANCELLED"), "is_cancelled": True}, ("cancelled", "")),
+        (
+            {"start": START, "is_cancelled": True, "markers": markers(stopped=STOPPED)},
+            ("cancelled", "stopped after step 12"),
+        ),
+        ({"is_cancelled": True, "is_silent": True}, ("cancelled", "")),
+        # nobody can tell
+        (
+            {"start": START, "is_cancelled": True, "is_silent": True},
+            ("unknown", "cancelled, but the scheduler does not answer: its ranks may still run"),
+        ),
+        ({"is_silent": True}, ("unknown", "the scheduler does not answer: job 17 may be queued")),
+        (
+            {"submission": NOT_TOLD},
+            ("unknown", "sbatch has not answered: it may be queued (fitlaunch resume asks, and sends it once)"),
+        ),
+        ({}, ("unknown", "the scheduler knows no job 17 any more, and it left no sign")),
+        ({"start": START, "is_silent": True}, ("unknown", "the scheduler does not answer: job 17 may be running")),
+        (
+            {"start": START, "state": state(Status.RUNNING), "ends": (end(0),)},
+            ("unknown", "the scheduler knows no job 17 any more, and 1 of 2 nodes left no end"),
+        ),
+        (
+            {"start": START, "markers": markers(stopped=STOPPED), "may_go_on": True, "is_silent": True},
+            (
+                "unknown",
+                "stopped after step 12 (time limit); the scheduler does not answer: it may be queued again",
+            ),
+        ),
+        # handed over again: what an earlier job left says nothing of the newest
+        (
+            {"submission": AGAIN, "start": START, "state": state(Status.FAILED, "rank 1 died"), "is_silent": True},
+            ("unknown", "the scheduler does not answer: job 18 may be queued"),
+        ),
+    ],
+)
+def test_how_it_stands(what: dict[str, Any], expected: tuple[str, str]) -> None:
+    assert told(**what) == expected
+
+
+# The scheduler, asked
+
+
+def submitted(runs_dir: Path, run_id: str, submission: Submission = SENT) -> RunFolder:
+    run = write_run_folder(make_launch(runs_dir, run_id=run_id), now_s=1.0)
+    write_record(run.submission, submission)
+    return run
+
+
+class Squeue:
+    """Answers with these lines, or is silent."""
+
+    def __init__(self, *answers: str | Exception) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[str, ...]] = []
+
+    def __call__(self, argv: Any) -> str:
+        self.asked.append(tuple(argv))
+        if argv[0] == "scontrol":
+            return "node1\nnode2\n"
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+WAITING = "17\tPENDING\tPriority\t\tN/A\tfitlaunch-run\n18\tRUNNING\tNone\tnode[1-2]\tN/A\tfitlaunch-other\n"
+
+
+def test_all_runs_are_asked_about_at_once(tmp_path: Path) -> None:
+    submitted(tmp_path, "a")
+    submitted(tmp_path, "b", AGAIN)
+    squeue = Squeue(WAITING)
+    runs = list_runs(tmp_path, SlurmQueue(squeue))
+    assert [(run.status, run.job_id) for run in runs] == [(Status.QUEUED, "17"), (Status.RUNNING, "18")]
+    assert len(squeue.asked) == 1
+
+
+def test_nobody_asks_where_nothing_was_submitted_or_all_is_done(tmp_path: Path) -> None:
+    write_run_folder(make_launch(tmp_path, run_id="local"), now_s=1.0)
+    done = submitted(tmp_path, "done")
+    write_record(done.attempt_start(1), START)
+    write_record(done.finished(1), FINISHED)
+    squeue = Squeue()
+    queue = SlurmQueue(squeue)
+    assert [run.status for run in list_runs(tmp_path, queue)] == [Status.FINISHED, Status.RENDERED]
+    assert (squeue.asked, queue.silence) == ([], "")
+
+
+@pytest.mark.parametrize("error", [SchedulerSilent("no answer"), SchedulerRefused("Invalid user")])
+def test_a_scheduler_that_does_not_answer_is_asked_once(tmp_path: Path, error: Exception) -> None:
+    submitted(tmp_path, "a")
+    submitted(tmp_path, "b", AGAIN)
+    queue = SlurmQueue(Squeue(error))
+    assert {run.status for run in list_runs(tmp_path, queue)} == {Status.UNKNOWN}
+    assert queue.silence == str(error)
+
+
+def test_a_job_whose_id_sbatch_never_told_is_found_by_its_name(tmp_path: Path) -> None:
+    run = submitted(tmp_path, "a", NOT_TOLD)
+    over_and_waiting = "16\tFAILED\tNone\t\tN/A\tfitlaunch-run\n" + WAITING
+    assert summarise(run, SlurmQueue(Squeue(over_and_waiting))).reason == "job 17 waits (Priority)"
+
+
+def test_what_follows_a_run_asks_again_when_the_answer_is_old(tmp_path: Path) -> None:
+    run = submitted(tmp_path, "a")
+    now = [0.0]
+    queue = SlurmQueue(Squeue(WAITING, WAITING.replace("PENDING", "RUNNING")), max_age_s=5.0, clock=lambda: now[0])
+    assert summarise(run, queue).status is Status.QUEUED
+    now[0] = 5.0
+    assert summarise(run, queue).status is Status.QUEUED
+    now[0] = 5.1
+    assert summarise(run, queue).status is Status.RUNNING
+
+
+def test_the_word_for_a_diagnosis_names_the_nodes(tmp_path: Path) -> None:
+    run = submitted(tmp_path, "a", AGAIN)
+    word = SlurmQueue(Squeue(WAITING)).word(run)
+    assert word is not None
+    assert (word.job_id, word.state, word.nodes) == ("18", "RUNNING", ("node1", "node2"))
+    assert SlurmQueue(Squeue("")).word(run) is None
+    assert SlurmQueue(Squeue()).word(write_run_folder(make_launch(tmp_path, run_id="c"), now_s=1.0)) is None
