@@ -211,7 +211,8 @@ class NodeEnd:
     """node-<n>/end.json, by the node agent, last: how the ranks of one node ended.
 
     ended_by: why the agent ended them by force, empty where they ended by themselves. oom_kills: processes that the
-    kernel killed for want of memory in the agent's cgroup meanwhile, None where it cannot be read.
+    kernel killed for want of memory in the agent's cgroup meanwhile, None where it cannot be read. is_lost: a launcher
+    wrote this in the agent's place, for it no longer reaches the host.
     """
 
     attempt: int
@@ -223,6 +224,7 @@ class NodeEnd:
     deaths: tuple[RankDeath, ...]
     ended_by: str = ""
     oom_kills: int | None = None
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

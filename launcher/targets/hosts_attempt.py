@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -24,15 +23,12 @@ from launcher.runs.tail import LineTail, decode_event, decode_metrics
 from launcher.spec import HostSlots
 from launcher.targets.left import end_on_hosts, unproven
 from launcher.targets.lost import Lost
-from launcher.targets.ssh import ALIVE_MISSED, ALIVE_PERIOD_S
 
 POLL_S = 0.2
 A_RANK = "a rank failed"
 # The agents keep the same times; they end their own ranks first, and can say how.
 MARGIN_S = 15.0
 END_S = 20.0
-# A host is seen to be lost this long after its last word, and its peers may fail in between.
-NOTICE_S = ALIVE_PERIOD_S * (ALIVE_MISSED + 1) + 5.0
 
 
 class Ranks(Protocol):
@@ -200,7 +196,7 @@ class HostsAttempt:
             agent=self.launch.argv[2],
             agent_exit_code=codes[0] if codes else 0,
         )
-        outcome = self._with_lost(judge(self.run, self.number, ending))
+        outcome = judge(self.run, self.number, ending)
         self._note("end", outcome.status.value)
         try:
             write_state(
@@ -213,15 +209,6 @@ class HostsAttempt:
     def _ends(self) -> tuple[NodeEnd, ...]:
         found = (read_record(self.run.node_end(self.number, node), NodeEnd) for node in range(len(self._hosts)))
         return tuple(end for end in found if end is not None)
-
-    def _with_lost(self, outcome: Outcome) -> Outcome:
-        """The loss of a host is the first cause, unless a rank had failed well before the host fell silent."""
-        if outcome.status is not Status.FAILED or not self._ranks.lost:
-            return outcome
-        lost = self._ranks.lost[0]
-        if any(failure.time_s < lost.time_s - NOTICE_S for failure in outcome.failures):
-            return outcome
-        return dataclasses.replace(outcome, first_cause=str(lost))
 
     # what is said and written down
 

@@ -33,7 +33,8 @@ def write_lost(run: RunFolder, attempt: int, started_at_s: float, lost: Lost) ->
         ended_at_s=time.time(),
         exit_code=None,
         deaths=(),
-        ended_by=f"lost: {lost.why}",
+        ended_by=lost.why,
+        is_lost=True,
     )
     with contextlib.suppress(OSError):
         write_record(run.node_end(attempt, lost.node), end)

@@ -91,7 +91,7 @@ def check_hosts(run: RunFolder, spec: JobSpec, *, python: str, is_stopped: Calla
         time.sleep(1.0)
     found = tuple(complaints(hosts, spec, answers, probed, here))
     if found:
-        raise SubmitError(_words(found, len(hosts)))
+        raise SubmitError(words(found, len(hosts)))
     first = probed[hosts[0].host]
     assert first.port is not None, "the head was asked for a port"
     ready = tuple(probed[each.host] for each in hosts)
@@ -197,8 +197,8 @@ def _warnings(hosts: Sequence[HostSlots], probed: Sequence[Probed], spec: JobSpe
             )
 
 
-def _words(found: Sequence[Complaint], num_hosts: int) -> str:
-    """Hosts with the same trouble share a line."""
+def words(found: Sequence[Complaint], num_hosts: int) -> str:
+    """All of it for one screen; hosts with the same trouble share a line."""
     together: dict[tuple[str, str], list[str]] = {}
     for each in found:
         together.setdefault((each.rule, each.way_out), []).append(each.host)
