@@ -154,7 +154,8 @@ def find_job(jobs: Mapping[str, Job], submission: Submission) -> Job | None:
     """The job of a submission: by its id, and by its name where sbatch never told the id."""
     if submission.job_id is not None:
         return jobs.get(submission.job_id)
-    by_name = [job for job in jobs.values() if job.name == submission.job_name]
+    element = "" if submission.array_task is None else f"_{submission.array_task}"
+    by_name = [job for job in jobs.values() if job.name == submission.job_name and job.job_id.endswith(element)]
     return min(by_name, key=lambda job: job.is_over, default=None)
 
 

@@ -62,7 +62,9 @@ def find_job(jobs: Sequence[Job], submission: Submission) -> Job | None:
     """The job of a submission among those that Slurm knows: by its id, or by its name where no id was heard of."""
     if submission.job_id is not None:
         return by_id(jobs).get(submission.job_id)
-    return next(iter(named(jobs, submission.job_name)), None)
+    element = "" if submission.array_task is None else f"_{submission.array_task}"
+    mine = (job for job in named(jobs, submission.job_name) if job.job_id.endswith(element))
+    return next(mine, None)
 
 
 def parse_job_id(text: str) -> str:
