@@ -45,17 +45,24 @@ def _silent(_text: str) -> None:
 
 
 def start_attempt(
-    run: RunFolder, *, observer: Observer | None = None, say: Say = _silent, stop_grace_s: float = STOP_GRACE_S
+    run: RunFolder,
+    *,
+    observer: Observer | None = None,
+    say: Say = _silent,
+    stop_grace_s: float = STOP_GRACE_S,
+    requests: StopRequests | None = None,
 ) -> Outcome:
     """Start the next attempt of a rendered, stopped or failed run, and follow it to its end.
 
+    requests: of a caller that collects them itself, for several runs.
     Raises InputError for a run that is finished, or an environment that cannot be passed on; SubmitError when its
     plan changed, when it is running already, when a host cannot take part, or when nothing could be started.
     """
     launch = read_launch_plan(run)
     spec = job_of(launch)
     environment = passed_on(spec, os.environ)
-    with collect_stop_requests() as requests, hold_lock(run.lock, what=f"run {launch.run_id}"):
+    heard = collect_stop_requests() if requests is None else contextlib.nullcontext(requests)
+    with heard as requests, hold_lock(run.lock, what=f"run {launch.run_id}"):
         refuse_if_finished(run, last_attempt(run))
         number = next_attempt(run)
         ready = check_hosts(run, spec, python=launch.argv[0], is_stopped=lambda: requests.first is not None)
