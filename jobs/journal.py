@@ -39,8 +39,8 @@ class Journal:
         if self.start.is_first_rank:
             append_record(self.run.metrics, record)
 
-    def failed(self, error: BaseException) -> None:
-        """Write what this rank died of."""
+    def failed(self, error: BaseException, *, phase: str = "", step: int | None = None) -> None:
+        """Write what this rank died of, and where it was, as far as it had got."""
         record = Failed(
             attempt=self.start.attempt,
             time_s=time.time(),
@@ -49,5 +49,7 @@ class Journal:
             error_type=type(error).__name__,
             message=str(error),
             traceback="".join(traceback.format_exception(error)),
+            phase=phase,
+            step=step,
         )
         write_record(self.run.failed(self.start.attempt, self.start.rank), record)

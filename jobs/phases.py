@@ -23,6 +23,11 @@ class Phases:
         self.step = 0
         self._listeners: list[Listener] = []
 
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where the job is, as a note about a failure has it."""
+        return {"phase": "" if self.phase is None else self.phase.value, "step": self.step or None}
+
     def listen(self, listener: Listener) -> None:
         """Call `listener(phase, step)` whenever a phase begins."""
         self._listeners.append(listener)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -18,6 +19,9 @@ from jobs.stop import StopRequest
 from jobs.watch import watch
 from launcher.runs.layout import RunFolder
 from launcher.spec import read_job
+
+if TYPE_CHECKING:
+    from jobs.phases import Phases
 
 
 @record
@@ -29,6 +33,7 @@ def main() -> None:
     journal = Journal(run=run, start=start)
     request = StopRequest(run.stop_file(start.attempt))
     request.listen()
+    phases: Phases | None = None
     try:
         verify_plan(run, start.plan_hash)
         spec = read_job(run.job)
@@ -38,9 +43,11 @@ def main() -> None:
         journal.stage("import libraries")
         from jobs.job import Job
 
-        Job(spec=spec, run=run, start=start, journal=journal, request=request).run_to_end()
+        job = Job(spec=spec, run=run, start=start, journal=journal, request=request)
+        phases = job.phases
+        job.run_to_end()
     except BaseException as error:
-        journal.failed(error)
+        journal.failed(error, **({} if phases is None else phases.place))
         raise
 
 

@@ -59,3 +59,12 @@ def test_the_step_of_an_engine_is_the_optimizers_phase() -> None:
     phases.enter(Phase.BACKWARD, 3)
     assert engine.step(factor=4) == (Phase.OPTIMIZER, 8)
     assert phases.step == 3
+
+
+def test_the_place_of_a_failure() -> None:
+    phases = Phases()
+    assert phases.place == {"phase": "", "step": None}
+    phases.enter(Phase.LOAD)
+    assert phases.place == {"phase": "load", "step": None}
+    phases.enter(Phase.BACKWARD, 13)
+    assert phases.place == {"phase": "backward", "step": 13}
