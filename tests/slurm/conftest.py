@@ -25,8 +25,9 @@ def bed_is_possible() -> None:
 
 @pytest.fixture(scope="session")
 def standing_bed(bed_is_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
-    """Three nodes; they end with the tests, however those end."""
-    bed = Bed(tmp_path_factory.mktemp("cluster") / "bed", BedSettings(num_nodes=3), tied=True)
+    """Three nodes, whose own names are 127.0.1.1 to them as on Debian; they end with the tests, however those end."""
+    settings = BedSettings(num_nodes=3, loopback_hostname=True)
+    bed = Bed(tmp_path_factory.mktemp("cluster") / "bed", settings, tied=True)
     bed.up()
     namespaces = bed.namespaces()
     try:

@@ -26,7 +26,7 @@ def folder(bed_is_possible: None, tmp_path: Path) -> Path:
 
 
 def test_the_nodes_are_hosts_of_their_own_with_gpus_that_can_be_asked_for(bed: Bed) -> None:
-    script = 'echo "$(hostname) $(hostname --ip-address) $CUDA_VISIBLE_DEVICES"'
+    script = 'echo "$(hostname) $(hostname --all-ip-addresses)$CUDA_VISIBLE_DEVICES"'
     done = bed.login(("srun", "--nodes=3", "--gpus-per-node=2", "bash", "-c", script))
     assert sorted(done.stdout.splitlines()) == ["node1 10.77.0.11 0,1", "node2 10.77.0.12 0,1", "node3 10.77.0.13 0,1"]
     too_many = bed.login(("srun", "--nodes=1", "--gres=gpu:9", "true"))
@@ -117,13 +117,13 @@ def test_a_disk_is_full_on_every_host_or_one_nodes_own(bed: Bed, tmp_path: Path)
 
 
 def test_two_beds_stand_side_by_side_and_go_without_a_trace(bed: Bed, folder: Path) -> None:
-    other = Bed(folder, BedSettings(num_nodes=1, num_gpus_per_node=0, loopback_hostname=True))
+    other = Bed(folder, BedSettings(num_nodes=1, num_gpus_per_node=0))
     other.up()
     try:
         namespaces = other.namespaces()
         assert namespaces.isdisjoint(bed.namespaces())
-        assert other.on("node1", ("getent", "hosts", "node1")).stdout.split() == ["127.0.1.1", "node1"]
-        assert bed.on("node1", ("getent", "hosts", "node1")).stdout.split() == ["10.77.0.11", "node1"]
+        assert other.on("node1", ("getent", "hosts", "node1")).stdout.split() == ["10.77.0.11", "node1"]
+        assert bed.on("node1", ("getent", "hosts", "node1")).stdout.split() == ["127.0.1.1", "node1"]
         assert other.login(("srun", "hostname")).stdout == "node1\n"
         with pytest.raises(BedError, match="is not empty"):
             Bed(folder).up()

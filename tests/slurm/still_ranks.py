@@ -1,0 +1,142 @@
+"""Ranks on several hosts that join nothing and import no torch, and the program that starts those of one node.
+
+    python -m tests.slurm.still_ranks RUN_DIR
+
+Without RANK in its environment it starts STILL_PER_NODE ranks, as torchrun does: each in a session of its own, with a
+log of its own; it waits for them, and ends with 1 when one fails. With RANK, as DeepSpeed's launcher sets it, it is one.
+STILL_STEPS: after so many steps of a tenth of a second the run is finished. STILL_MODE: stubborn (neither a stop file
+nor TERM is heeded), fail (rank 1 of node 1 is killed at step 3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jobs.journal import Journal
+from jobs.start import read_start, verify_plan
+from jobs.stop import StopRequest
+from jobs.watch import watch
+from launcher.runs.layout import RunFolder
+from launcher.runs.records import Finished, Started, Stopped, TrainMetrics, write_record
+
+STEP_S = 0.1
+MODE = os.environ.get("STILL_MODE", "")
+SECRET = "STILL_SECRET_TOKEN"
+
+
+def start_ranks() -> int:
+    per_node, node = int(os.environ["STILL_PER_NODE"]), int(os.environ["FITLAUNCH_NODE"])
+    ranks = []
+    for local in range(per_node):
+        log = Path(f"logs/still/attempt_0/{local}")
+        log.mkdir(parents=True)
+        place = {
+            "RANK": str(node * per_node + local),
+            "LOCAL_RANK": str(local),
+            "WORLD_SIZE": str(per_node * int(os.environ["STILL_NODES"])),
+        }
+        with (log / "stderr.log").open("wb") as errors:
+            argv = (sys.executable, "-m", "tests.slurm.still_ranks", *sys.argv[1:])
+            ranks.append(subprocess.Popen(argv, env=os.environ | place, stderr=errors, start_new_session=True))
+    codes = [rank.wait() for rank in ranks]
+    return 1 if any(codes) else 0
+
+
+def be_a_rank() -> None:
+    run, start = RunFolder(Path(sys.argv[1])), read_start(os.environ)
+    journal = Journal(run=run, start=start)
+    watch(start)
+    request = StopRequest(run.stop_file(start.attempt))
+    request.listen()
+    if MODE == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        verify_plan(run, start.plan_hash)
+    except Exception as error:
+        journal.failed(error)
+        raise
+    tell_of_the_secret(run, start.rank)
+    if start.is_first_rank:
+        write_record(run.started(start.attempt), started(start.attempt, start.world_size))
+    num_steps = int(os.environ.get("STILL_STEPS", "100000"))
+    for step in range(1, num_steps + 1):
+        time.sleep(STEP_S)
+        if MODE == "fail" and start.rank == start.world_size - 1 and step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        journal.metrics(metrics(start.attempt, step, num_steps))
+        if MODE != "stubborn" and request.cause() is not None:
+            if start.is_first_rank:
+                cause = request.cause() or ""
+                stopped = Stopped(attempt=start.attempt, time_s=time.time(), step=step, cause=cause, checkpoint=None)
+                write_record(run.stopped(start.attempt), stopped)
+            return
+    if start.is_first_rank:
+        write_record(run.finished(start.attempt), finished(start.attempt, num_steps))
+
+
+def tell_of_the_secret(run: RunFolder, rank: int) -> None:
+    """That it came, without saying what it is."""
+    if SECRET in os.environ:
+        text = hashlib.sha256(os.environ[SECRET].encode()).hexdigest()
+        (run.root / f"secret-{rank}").write_text(text)
+
+
+def started(attempt: int, world_size: int) -> Started:
+    return Started(
+        attempt=attempt,
+        time_s=time.time(),
+        world_size=world_size,
+        device="cpu",
+        wrapper="none",
+        resumed_from_step=None,
+        num_parameters=0,
+        num_trainable_parameters=0,
+        num_train_samples=0,
+        num_eval_samples=0,
+        num_truncated_samples=0,
+        versions={},
+        checks={},
+    )
+
+
+def metrics(attempt: int, step: int, num_steps: int) -> TrainMetrics:
+    return TrainMetrics(
+        time_s=time.time(),
+        attempt=attempt,
+        step=step,
+        num_steps=num_steps,
+        epoch=0.0,
+        loss=1.0,
+        learning_rate=0.0,
+        grad_norm=None,
+        samples_per_s=0.0,
+        tokens_per_s=0.0,
+    )
+
+
+def finished(attempt: int, num_steps: int) -> Finished:
+    return Finished(
+        attempt=attempt,
+        time_s=time.time(),
+        num_steps=num_steps,
+        train_loss=1.0,
+        eval_loss_before=None,
+        eval_loss_after=None,
+        samples_per_s=0.0,
+        tokens_per_s=0.0,
+        train_time_s=0.0,
+        result="result",
+    )
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        be_a_rank()
+    else:
+        sys.exit(start_ranks())
