@@ -93,23 +93,17 @@ def _existing(run: RunFolder, launch: LaunchPlan, spec: JobSpec, before: Submiss
         return None
     if before is not None and before.job_id == job.job_id:
         return before
-    adopted = Submission(
-        number=before.number if before is not None else 1,
-        cluster=spec.cluster.name,
-        job_name=job.name,
-        time_s=time.time(),
-        job_id=job.job_id,
-    )
+    known = before or Submission(number=1, cluster=spec.cluster.name, job_name=job.name, time_s=time.time())
+    adopted = dataclasses.replace(known, job_name=job.name, job_id=job.job_id)
     write_record(run.submission, adopted)
     return adopted
 
 
 def _living(jobs: Sequence[Job], launch: LaunchPlan, before: Submission | None) -> Job | None:
-    mine = [job for job in named(jobs, job_name(launch.run_id)) if not job.is_over]
-    if before is not None and before.job_id is not None:
-        known = by_id(jobs).get(before.job_id)
-        mine += [known] if known is not None and not known.is_over else []
-    return next(iter(mine), None)
+    """The job that was written down, or one of the run's own name that somebody queued by hand."""
+    known = None if before is None else find_job(jobs, before)
+    mine = (*(() if known is None else (known,)), *named(jobs, job_name(launch.run_id)))
+    return next((job for job in mine if not job.is_over), None)
 
 
 def _send(
@@ -126,9 +120,10 @@ def _send(
         job_name=job_name(launch.run_id),
         time_s=time.time(),
     )
+    attempt = last_attempt(run)
     write_record(run.submission, asked)
     run.cancelled.unlink(missing_ok=True)
-    attempt = last_attempt(run)
+    write_state(run, Status.QUEUED, attempt=attempt)  # now: once it is sent, the job has the word
     try:
         said = ask(
             (*launch.submit, str(asked.number)),
@@ -147,7 +142,6 @@ def _send(
         ) from None
     sent = dataclasses.replace(asked, job_id=parse_job_id(said))
     write_record(run.submission, sent)
-    write_state(run, Status.QUEUED, attempt=attempt)
     return sent
 
 
