@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import click
 
 from launcher.cli.group import cli, resolve, takes_run, takes_runs_dir, wrong_run
 from launcher.errors import InputError, Problem
-
-FOLLOW_POLL_S = 0.3
 
 
 @cli.command("ls")
@@ -51,38 +48,45 @@ def status(run: str, runs_dir: Path) -> None:
 @cli.command()
 @takes_run
 @click.option("--rank", type=click.IntRange(min=0), help="Whose log; the rank that failed first, or else 0.")
-@click.option("-f", "--follow", is_flag=True, help="Go on as the log grows, until the run has ended.")
+@click.option(
+    "-f",
+    "--follow",
+    is_flag=True,
+    help="Go on until the run has ended, through the queue and further attempts.",
+)
 def logs(run: str, runs_dir: Path, rank: int | None, follow: bool) -> None:
-    """Print the log of one rank of the newest attempt."""
+    """Print the log of one rank of the newest attempt; with -f of the attempts to come as well."""
+    from launcher.operate.follow import STATUS_PERIOD_S, LogFollower
+    from launcher.operate.follow import follow as follow_logs
+    from launcher.operate.queue import SlurmQueue
     from launcher.runs.attempts import last_attempt
-    from launcher.runs.logs import agent_log, rank_logs
-    from launcher.runs.markers import read_markers
-    from launcher.runs.records import Status
-    from launcher.runs.registry import summarise
+    from launcher.runs.registry import RunSummary, read_submission, summarise
 
     folder = resolve(run, runs_dir)
     attempt = last_attempt(folder)
-    if attempt == 0:
+    if attempt == 0 and read_submission(folder) is None:
         raise wrong_run(folder, "has no log: it was never started", f"fitlaunch resume {folder.root.name} starts it")
-    failures = read_markers(folder, attempt).failures
-    chosen = rank if rank is not None else failures[0].rank if failures else 0
+    follower = LogFollower(
+        run=folder,
+        rank=rank,
+        write=lambda content: click.echo(content, nl=False),
+        say=lambda text: click.echo(f"fitlaunch: {text}", err=True),
+    )
+    if follow:
+        queue = SlurmQueue(max_age_s=STATUS_PERIOD_S)
 
-    def paths() -> tuple[Path, ...]:
-        found = tuple(reversed(rank_logs(folder, attempt, chosen)))
-        return found or ((agent_log(folder, attempt),) if rank is None else ())
+        def stands() -> tuple[RunSummary, bool]:
+            summary = summarise(folder, queue)
+            return summary, bool(queue.silence)
 
-    if not paths() and not follow:
-        rule, way_out = f"has no log in attempt {attempt}", f"the logs are in {folder.logs(attempt)}"
-        raise InputError([Problem(field="--rank", value=chosen, rule=rule, way_out=way_out)])
-    printed: dict[Path, int] = {}
-    while True:
-        # Asked before printing, so that what was written up to the end is printed after it.
-        running = follow and summarise(folder).status is Status.RUNNING
-        for path in paths():
-            printed[path] = _print_from(path, printed.get(path, 0))
-        if not running:
-            return
-        time.sleep(FOLLOW_POLL_S)
+        follow_logs(follower, stands)
+        return
+    if not follower.paths(attempt) and attempt:
+        rule, way_out = f"has no log in attempt {attempt}", f"the logs are in {folder.attempt(attempt)}"
+        raise InputError([Problem(field="--rank", value=follower.chosen(attempt), rule=rule, way_out=way_out)])
+    if not attempt:
+        follower.tell(summarise(folder, SlurmQueue()))
+    follower.step()
 
 
 @cli.command()
@@ -99,15 +103,3 @@ def report(run: str, runs_dir: Path) -> None:
     folder, queue = resolve(run, runs_dir), SlurmQueue()
     outcome = past_outcome(folder, summarise(folder, queue), queue.word(folder))
     show_outcome(outcome, write_report(outcome), read_job(folder.job), make_console())
-
-
-def _print_from(path: Path, offset: int) -> int:
-    """Copy what a log holds beyond `offset` to stdout; returns how far it was read."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            content = file.read()
-    except FileNotFoundError:
-        return offset
-    click.echo(content, nl=False)
-    return offset + len(content)

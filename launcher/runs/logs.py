@@ -47,6 +47,11 @@ def log_tail(run: RunFolder, attempt: int, rank: int | None, *, count: int = 15)
     return ()
 
 
+def job_logs(run: RunFolder) -> tuple[Path, ...]:
+    """What the scheduler kept of the output of its jobs, the oldest first."""
+    return tuple(sorted(run.root.glob("slurm-*.out"), key=lambda path: (path.stat().st_mtime, path.name)))
+
+
 def logs_folder(run: RunFolder, attempt: int) -> Path:
     """Where the logs of an attempt lie: those of its one node, or of all."""
     nodes = nodes_of(run, attempt)
