@@ -7,7 +7,7 @@ from launcher.models import Role
 from launcher.planner import attention
 from launcher.planner.block import FP32, BlockBytes, block_bytes
 from launcher.planner.inventory import Block
-from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place
+from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place, Point
 from launcher.planner.recompute import kept_input_bytes, kept_narrow_bytes
 from launcher.planner.terms import at, term
 from launcher.planner.types import Phase, Term, TermKind
@@ -15,13 +15,38 @@ from launcher.planner.workload import Workload
 
 SOURCE = "saved tensors of transformers 5.23 modeling_llama.py; torch 2.13 derivatives.yaml"
 CHECKPOINT_SOURCE = "torch 2.13 utils/checkpoint.py: each block keeps its input; launcher/planner/recompute.py"
+STREAM_COPIES = 2
 INDEX_BYTES = 8
 INDEX_TENSORS = 4  # input ids, labels, attention mask and shifted labels, int64
 
 
 def activation_terms(work: Workload) -> tuple[Term, ...]:
-    """Those that do not depend on how far the backward pass is."""
-    return (*_batch(work), *_forward(work))
+    """The batch, and what all blocks share."""
+    return _batch(work)
+
+
+def forward_activations(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """Those of one moment of a forward pass: what blocks have kept, the residual stream, and the block that runs."""
+    if moment.point in (Point.HEAD, Point.LOSS):
+        return _stream(work, moment, "last hidden states", 1)
+    if moment.point in (Point.NORM_GATHER, Point.HEAD_GATHER):
+        return (*_kept(work, moment), *_final_norm(work, moment)) if moment.is_trained else _stream(work, moment)
+    if moment.point is Point.EMBEDDING:
+        return ()
+    if moment.point is Point.FIRST_GATHER:
+        return _stream(work, moment, copies=1)
+    kept = _kept_by_earlier(work, moment) if moment.is_trained else ()
+    if moment.point is Point.NEXT_GATHER:
+        return kept or _stream(work, moment)
+    return (*kept, *_running_forward(work, moment))
+
+
+def _stream(
+    work: Workload, moment: Moment, name: str = "residual stream", copies: int = STREAM_COPIES
+) -> tuple[Term, ...]:
+    """The residual stream between two blocks, beside the embedding's output, which its caller holds."""
+    rate = copies * work.shape.hidden_size * work.residual_bytes
+    return at(moment, name, TermKind.ACTIVATIONS, rate * work.tokens, formula=_rate(rate, work), source=SOURCE)
 
 
 def activations_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
@@ -45,31 +70,26 @@ def _batch(work: Workload) -> tuple[Term, ...]:
     )
 
 
-def _forward(work: Workload) -> tuple[Term, ...]:
-    """The last block's forward pass, with all that the blocks before it have kept; and a block in evaluation."""
-    kinds = [block_bytes(work, block) for block in work.inventory.blocks]
-    rates = (
-        ("running block", max(forward_peak(work, kind) for kind in kinds), Phase.FORWARD),
-        ("running block, evaluation", max(kind.forward_working for kind in kinds), Phase.EVALUATION),
-    )
+def _kept_by_earlier(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """What the blocks before the last have kept; with checkpointing that has its input, too."""
     whole, formula, source = _kept_by_all(work)
-    waiting = whole - (0 if work.checkpointing else max(kind.saved for kind in kinds))
-    return (
-        *term(
-            "kept by earlier blocks",
-            TermKind.ACTIVATIONS,
-            waiting * work.tokens,
-            (Phase.FORWARD,),
-            formula=f"({formula}{'' if work.checkpointing else ' - the running block'}) x {work.tokens:,} tokens",
-            source=source,
-        ),
-        *(
-            found
-            for name, rate, phase in rates
-            for found in term(
-                name, TermKind.ACTIVATIONS, rate * work.tokens, (phase,), formula=_rate(rate, work), source=SOURCE
-            )
-        ),
+    running = 0 if work.checkpointing else max(block_bytes(work, block).saved for block in work.inventory.blocks)
+    return at(
+        moment,
+        "kept by earlier blocks",
+        TermKind.ACTIVATIONS,
+        (whole - running) * work.tokens,
+        formula=f"({formula}{'' if work.checkpointing else ' - the running block'}) x {work.tokens:,} tokens",
+        source=source,
+    )
+
+
+def _running_forward(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """The last block's forward pass; in an evaluation nothing is kept of it."""
+    kinds = [block_bytes(work, block) for block in work.inventory.blocks]
+    rate = max(forward_peak(work, kind) if moment.is_trained else kind.forward_working for kind in kinds)
+    return at(
+        moment, "running block", TermKind.ACTIVATIONS, rate * work.tokens, formula=_rate(rate, work), source=SOURCE
     )
 
 
@@ -152,7 +172,7 @@ def forward_peak(work: Workload, kind: BlockBytes) -> int:
 def _final_norm(work: Workload, moment: Moment) -> tuple[Term, ...]:
     """The last hidden states: the block's output, the norm's fp32 input, and the normalised ones where the norm or
     the head is trained. Alive until the head's backward pass is over."""
-    if moment not in (*BEFORE_GRADIENTS, HEAD):
+    if moment not in (*BEFORE_GRADIENTS, HEAD) and moment.point not in (Point.NORM_GATHER, Point.HEAD_GATHER):
         return ()
     hidden = work.shape.hidden_size
     root = work.inventory.root.parameters

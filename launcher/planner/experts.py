@@ -11,9 +11,9 @@ from functools import lru_cache
 
 from launcher.models import Role
 from launcher.planner.inventory import Block, State
-from launcher.planner.moments import EMBEDDING, Moment, Part, Place
-from launcher.planner.terms import at, term
-from launcher.planner.types import Phase, Term, TermKind
+from launcher.planner.moments import EMBEDDING, Moment, Part, Place, Point
+from launcher.planner.terms import at
+from launcher.planner.types import Term, TermKind
 from launcher.planner.workload import Workload
 
 SOURCE = "peft 0.21 tuners/lora/layer.py ParamWrapper, _LoraFactorsProxy"
@@ -34,11 +34,16 @@ def merged_numels(block: Block) -> tuple[int, ...]:
     return tuple(stack.numel for stack in stacks if stack.shape[-1] in widths)
 
 
-def merged_terms(work: Workload) -> tuple[Term, ...]:
-    """In the forward pass: the running block's; without checkpointing, those of all blocks."""
-    return _made(work, _running(work), (Phase.EVALUATION,)) + _made(
-        work, _running(work) if work.checkpointing else _of_all(work), (Phase.FORWARD,)
-    )
+def merged_forward(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """In a forward pass: the running block's; without checkpointing, those of all blocks that ran."""
+    runs = moment.point is Point.BLOCK
+    numel = _running(work) if runs else 0
+    if moment.is_trained and not work.checkpointing and moment.point in AFTER_BLOCKS:
+        numel = _of_all(work) - (_running(work) if moment.point is Point.NEXT_GATHER else 0)
+    return _made(work, moment, numel)
+
+
+AFTER_BLOCKS = (Point.NEXT_GATHER, Point.BLOCK, Point.NORM_GATHER, Point.HEAD_GATHER)
 
 
 def merged_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
@@ -48,23 +53,15 @@ def merged_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
     numel = _of_all(work) if waits else 0
     if moment.place is not None:
         numel = max(numel, _running(work)) + (_gradient(work) if moment.part is Part.MLP else 0)
+    return _made(work, moment, numel)
+
+
+def _made(work: Workload, moment: Moment, numel: int) -> tuple[Term, ...]:
     return at(
         moment,
         "adapted experts, whole",
         TermKind.WORKSPACES,
         numel * work.matmul_bytes,
-        formula=f"{numel:,} elements x {work.matmul_bytes} B",
-        source=SOURCE,
-    )
-
-
-def _made(work: Workload, numel: int, phases: tuple[Phase, ...]) -> tuple[Term, ...]:
-    name = "adapted experts, whole" if phases == (Phase.FORWARD,) else "adapted experts, whole, in evaluation"
-    return term(
-        name,
-        TermKind.WORKSPACES,
-        numel * work.matmul_bytes,
-        phases,
         formula=f"{numel:,} elements x {work.matmul_bytes} B",
         source=SOURCE,
     )

@@ -7,19 +7,32 @@ from launcher.planner.loss import (
     HF_SOURCE,
     backward_bytes_per_logit,
     chunked_at,
+    evaluated_tokens,
     forward_bytes_per_logit,
-    loss_terms,
+    forward_rate,
+    fused_terms,
 )
-from launcher.planner.moments import HEAD, HEAD_FORWARD, LOSS, LOSS_BACKWARD, Moment
+from launcher.planner.moments import HEAD, HEAD_FORWARD, LOSS, LOSS_BACKWARD, Moment, Point
 from launcher.planner.terms import at
-from launcher.planner.types import Phase, Term, TermKind
+from launcher.planner.types import Term, TermKind
 from launcher.planner.workload import Workload
 from launcher.spec import Loss
 
 
-def evaluation_terms(work: Workload) -> tuple[Term, ...]:
-    """Those of evaluation."""
-    return tuple(found for found in loss_terms(work) if Phase.EVALUATION in found.phases)
+def evaluated_logits(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """Those of an evaluation: as the head gives them, then with their fp32 copy and log-softmax."""
+    if moment.is_trained or moment.point not in (Point.HEAD, Point.LOSS):
+        return ()
+    rate = work.logit_bytes if moment.point is Point.HEAD else forward_rate(work)
+    tokens = evaluated_tokens(work)
+    return at(
+        moment,
+        "logits in evaluation",
+        TermKind.LOGITS,
+        tokens * work.shape.vocab_size * rate,
+        formula=f"{tokens:,} tokens x {work.shape.vocab_size:,} x {rate} B",
+        source=HF_SOURCE,
+    )
 
 
 def logits_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
@@ -30,12 +43,7 @@ def logits_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
         return ()
     if work.spec.train.loss is Loss.CHUNKED:
         return chunked_at(work, moment)
-    return tuple(
-        made
-        for found in loss_terms(work)
-        if Phase.LOSS in found.phases
-        for made in at(moment, found.name, found.kind, found.size_bytes, formula=found.formula, source=found.source)
-    )
+    return fused_terms(work, moment)
 
 
 def _materialised(work: Workload, moment: Moment) -> tuple[Term, ...]:

@@ -17,8 +17,8 @@ from __future__ import annotations
 from launcher.models import Role
 from launcher.planner.inventory import Held, State
 from launcher.planner.moments import LOSS, Moment
-from launcher.planner.terms import at, term
-from launcher.planner.types import Phase, Term, TermKind
+from launcher.planner.terms import at
+from launcher.planner.types import Term, TermKind
 from launcher.planner.workload import Workload
 from launcher.spec import CHUNK_TOKENS, Loss
 from launcher.units import ceil_div
@@ -41,20 +41,17 @@ def backward_bytes_per_logit(logit_bytes: int = 0) -> int:
     return 3 * FP32 + logit_bytes
 
 
-def _forward_rate(work: Workload) -> int:
+def forward_rate(work: Workload) -> int:
+    """Bytes of one logit at the loss."""
     practice = work.practice
     return forward_bytes_per_logit(
         work.logit_bytes, shifted_copy=practice.shifted_logits_copy, drops_half=practice.drops_half_logits
     )
 
 
-def loss_terms(work: Workload) -> tuple[Term, ...]:
-    """The terms of a loss that never holds all logits, and those of evaluation; see logits.py for the rest."""
-    if work.spec.train.loss is Loss.FUSED_LINEAR:
-        return (*_fused(work), *_evaluation(work, work.tokens))
-    if work.spec.train.loss is Loss.CHUNKED:
-        return _evaluation(work, _one_chunk(work))
-    return _evaluation(work, work.tokens)
+def evaluated_tokens(work: Workload) -> int:
+    """Tokens whose logits an evaluation has at a time, without gradients; Liger, too, computes all of them there."""
+    return _one_chunk(work) if work.spec.train.loss is Loss.CHUNKED else work.tokens
 
 
 def _soft_cap(work: Workload, logits: int) -> int:
@@ -91,7 +88,7 @@ def chunked_bytes(work: Workload) -> dict[str, int]:
 def chunked_forward_bytes(work: Workload) -> dict[str, int]:
     """The forward pass: one chunk's logits and log-softmax, gone before the next's."""
     logits = _one_chunk(work) * work.shape.vocab_size
-    return {"a chunk's log-softmax": logits * _forward_rate(work) + _soft_cap(work, logits)}
+    return {"a chunk's log-softmax": logits * forward_rate(work) + _soft_cap(work, logits)}
 
 
 def chunked_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
@@ -120,17 +117,17 @@ def chunk_tokens(tokens: int, vocab_size: int, hidden_size: int) -> int:
     return min(1 << (wanted - 1).bit_length(), tokens)
 
 
-def _fused(work: Workload) -> tuple[Term, ...]:
+def fused_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
     """One chunk of logits, overwritten by its gradient; the gradient of all hidden states; and where the head is
     trained its gradient, in the head's own dtype."""
     vocab, hidden, width = work.shape.vocab_size, work.shape.hidden_size, work.compute_bytes
     chunk = chunk_tokens(work.tokens, vocab, hidden)
     head_width = _head_gradient_bytes(work)
-    return term(
+    return at(
+        moment,
         "fused loss",
         TermKind.LOGITS,
         chunk * vocab * width + work.tokens * hidden * width + vocab * hidden * head_width,
-        (Phase.LOSS,),
         formula=f"{chunk:,} x {vocab:,} x {width} B + {work.tokens:,} x {hidden:,} x {width} B"
         f" + {vocab:,} x {hidden:,} x {head_width} B",
         source=LIGER_SOURCE,
@@ -141,16 +138,3 @@ def _head(work: Workload) -> list[Held]:
     """The head's weight: the embedding's where they are tied."""
     wanted = Role.EMBEDDING if work.shape.tie_word_embeddings else Role.HEAD
     return [p for p in work.inventory.root.parameters if p.role is wanted]
-
-
-def _evaluation(work: Workload, tokens: int) -> tuple[Term, ...]:
-    """Evaluation has the logits of so many tokens and no gradients; Liger, too, computes them there."""
-    rate = _forward_rate(work)
-    return term(
-        "logits in evaluation",
-        TermKind.LOGITS,
-        tokens * work.shape.vocab_size * rate,
-        (Phase.EVALUATION,),
-        formula=f"{tokens:,} tokens x {work.shape.vocab_size:,} x {rate} B",
-        source=HF_SOURCE,
-    )

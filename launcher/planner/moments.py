@@ -1,7 +1,8 @@
-"""The moments of a step at which memory can peak.
+"""The moments of a step, and of an evaluation, at which memory can peak.
 
-From the loss on, gradients grow while what the forward pass kept shrinks: block by block, and inside a block from its
-MLP to its attention. Both change steadily between the last block and the first, so that the ends of each decide.
+A forward pass is at its highest in a block, or where a sharding gathers what comes next. From the loss on, gradients
+grow while what the forward pass kept shrinks: block by block, and inside a block from its MLP to its attention. Both
+change steadily between the last block and the first, so that the ends of each decide.
 """
 
 from __future__ import annotations
@@ -27,22 +28,50 @@ class Part(StrEnum):
     END = "end"
 
 
+class Point(StrEnum):
+    """How far a forward pass is. The gathers are those of FSDP2, whose buffers of two groups then overlap."""
+
+    EMBEDDING = "in the embedding"
+    FIRST_GATHER = "before the first block"
+    NEXT_GATHER = "before the last block"
+    BLOCK = "in the last block's forward pass"
+    NORM_GATHER = "before the final norm"
+    HEAD_GATHER = "before the head"
+    HEAD = "in the head"
+    LOSS = "at the loss"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """One of them, and the phase that it belongs to. place and part are None outside the blocks."""
+    """One of them, and the phase that it belongs to. place and part are None outside the blocks' backward pass, point
+    outside the forward pass."""
 
     name: str
     phase: Phase
     place: Place | None = None
     part: Part | None = None
+    point: Point | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a backward pass follows, for which things are kept."""
+        return self.phase is not Phase.EVALUATION
 
     def __str__(self) -> str:
         return self.name
 
 
-# The phases are the job's own (jobs/phases.py): the loss ends where the backward pass begins.
-HEAD_FORWARD = Moment(name="in the head", phase=Phase.LOSS)
-LOSS = Moment(name="at the loss", phase=Phase.LOSS)
+# The phases are the job's own (jobs/phases.py): the loss begins with the head and ends with the backward pass.
+FORWARDS: dict[Point, Moment] = {
+    point: Moment(name=point, phase=Phase.LOSS if point is Point.HEAD_GATHER else Phase.FORWARD, point=point)
+    for point in Point
+    if point not in (Point.HEAD, Point.LOSS)
+}
+EVALUATIONS: dict[Point, Moment] = {
+    point: Moment(name=f"{point}, evaluating", phase=Phase.EVALUATION, point=point) for point in Point
+}
+HEAD_FORWARD = Moment(name=Point.HEAD, phase=Phase.LOSS, point=Point.HEAD)
+LOSS = Moment(name=Point.LOSS, phase=Phase.LOSS, point=Point.LOSS)
 LOSS_BACKWARD = Moment(name="in the loss's backward pass", phase=Phase.BACKWARD)
 HEAD = Moment(name="in the head's backward pass", phase=Phase.BACKWARD)
 AFTER_HEAD = Moment(name="after the head's backward pass", phase=Phase.BACKWARD)

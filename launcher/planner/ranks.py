@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
-from launcher.planner.activations import activation_terms, activations_at
-from launcher.planner.logits import evaluation_terms, logits_at
-from launcher.planner.moments import MOMENTS, Moment
+from launcher.planner.activations import activation_terms, activations_at, forward_activations
+from launcher.planner.logits import evaluated_logits, logits_at
+from launcher.planner.moments import EVALUATIONS, FORWARDS, MOMENTS, Moment, Point
 from launcher.planner.outside import outside_terms
-from launcher.planner.sharding import SHARDINGS
+from launcher.planner.sharding import SHARDINGS, Sharding
 from launcher.planner.types import Phase, RankPlan, Term, TermKind
 from launcher.planner.workload import Workload
-from launcher.planner.workspaces import workspace_terms, workspaces_at
+from launcher.planner.workspaces import forward_workspaces, workspace_terms, workspaces_at
 
 STEP = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER)
 
@@ -37,24 +38,47 @@ def plan_of_rank(work: Workload, rank: int) -> RankPlan:
 
 def passing_terms(work: Workload) -> tuple[Term, ...]:
     """What every rank has, whatever the moment."""
-    return (*activation_terms(work), *workspace_terms(work), *evaluation_terms(work), *outside_terms(work))
+    return (*activation_terms(work), *workspace_terms(work), *outside_terms(work))
 
 
 def highest_moments(work: Workload, rank: int) -> list[tuple[Moment, tuple[Term, ...]]]:
     """For each phase that has moments, the one that needs the most, with its terms."""
     sharding = SHARDINGS[work.spec.shard.kind]
     highest: dict[Phase, tuple[int, Moment, tuple[Term, ...]]] = {}
-    for moment in MOMENTS:
-        terms = (
-            *sharding.terms_at(work, rank, moment),
-            *activations_at(work, moment),
-            *logits_at(work, moment),
-            *workspaces_at(work, moment),
-        )
+    for moment, terms in (*_forward(work, sharding), *_from_loss_on(work, sharding, rank)):
         size_bytes = sum(found.size_bytes for found in terms)
         if moment.phase not in highest or size_bytes > highest[moment.phase][0]:
             highest[moment.phase] = (size_bytes, moment, terms)
     return [(moment, terms) for _, moment, terms in highest.values()]
+
+
+def _forward(work: Workload, sharding: Sharding) -> Iterator[tuple[Moment, tuple[Term, ...]]]:
+    """The forward pass of a step up to the head, and that of an evaluation with its loss."""
+    trained = (FORWARDS[point] for point in (Point.BLOCK, *sharding.GATHERS))
+    evaluated = (EVALUATIONS[point] for point in (Point.BLOCK, *sharding.GATHERS, Point.HEAD, Point.LOSS))
+    for moment in (*trained, *evaluated):
+        yield (
+            moment,
+            (
+                *sharding.forward_terms(work, moment),
+                *forward_activations(work, moment),
+                *evaluated_logits(work, moment),
+                *forward_workspaces(work, moment),
+            ),
+        )
+
+
+def _from_loss_on(work: Workload, sharding: Sharding, rank: int) -> Iterator[tuple[Moment, tuple[Term, ...]]]:
+    for moment in MOMENTS:
+        yield (
+            moment,
+            (
+                *sharding.terms_at(work, rank, moment),
+                *activations_at(work, moment),
+                *logits_at(work, moment),
+                *workspaces_at(work, moment),
+            ),
+        )
 
 
 def joined(found: tuple[Term, ...], moments: list[tuple[Moment, tuple[Term, ...]]]) -> tuple[Term, ...]:

@@ -5,40 +5,29 @@ from __future__ import annotations
 from launcher.models import Role
 from launcher.planner import quantisation
 from launcher.planner.constants import Key
-from launcher.planner.experts import merged_at, merged_terms
+from launcher.planner.experts import merged_at, merged_forward
 from launcher.planner.inventory import Held, State
-from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, HEAD_FORWARD, LOSS, Moment, Place
+from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, Moment, Place, Point
 from launcher.planner.terms import FROM_FIRST_STEP, at, term
-from launcher.planner.types import Phase, Term, TermKind
+from launcher.planner.types import Term, TermKind
 from launcher.planner.workload import Workload
 
 MATMUL_ROLES = (Role.LINEAR, Role.HEAD, Role.ADAPTER, Role.EXPERT, Role.ROUTER)
 
 
 def workspace_terms(work: Workload) -> tuple[Term, ...]:
-    """cuBLAS' workspace, and what the forward pass dequantises and casts."""
-    numel = 0 if multiplies_int8(work) else work.inventory.largest_numel(State.QUANTISED)
-    cast = cast_numel(work, LOSS)
+    """cuBLAS' workspace."""
+    return _cublas(work)
+
+
+def forward_workspaces(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """What a forward pass dequantises, merges and casts."""
+    runs = moment.point is Point.BLOCK
     return (
-        *_cublas(work),
-        *merged_terms(work),
-        *_int8_product(work),
-        *term(
-            "dequantised weight",
-            TermKind.WORKSPACES,
-            numel * work.matmul_bytes,
-            (Phase.FORWARD, Phase.EVALUATION),
-            formula=f"largest layer, {numel:,} elements x {work.matmul_bytes} B",
-            source=DEQUANTISE_SOURCE,
-        ),
-        *term(
-            "autocast weight copies",
-            TermKind.WORKSPACES,
-            cast * work.matmul_bytes,
-            (Phase.FORWARD, Phase.EVALUATION),
-            formula=f"{cast:,} elements x {work.matmul_bytes} B",
-            source=CAST_SOURCE,
-        ),
+        *merged_forward(work, moment),
+        *(_int8_product(work, moment) if runs else ()),
+        *_dequantised(work, moment, is_needed=runs and not multiplies_int8(work)),
+        *_cast(work, moment),
     )
 
 
@@ -48,42 +37,50 @@ def multiplies_int8(work: Workload) -> bool:
     return quantisation.is_8bit(work) and work.on_cuda
 
 
-def _int8_product(work: Workload) -> tuple[Term, ...]:
+def _int8_product(work: Workload, moment: Moment) -> tuple[Term, ...]:
     if not multiplies_int8(work):
         return ()
     rate = quantisation.product_bytes_per_token(work)
-    return term(
+    return at(
+        moment,
         "int8 product",
         TermKind.WORKSPACES,
         rate * work.tokens,
-        (Phase.FORWARD, Phase.EVALUATION),
         formula=f"widest layer, {rate:,} B x {work.tokens:,} tokens",
         source="bitsandbytes 0.50 backends/cuda/ops.py int8_vectorwise_quant, backends/default/ops.py int8_scaled_mm",
     )
 
 
 def workspaces_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """Those of one moment."""
-    numel = work.inventory.largest_numel(State.QUANTISED) if moment.place is not None else 0
-    cast = cast_numel(work, moment)
+    """Those of one moment from the loss on."""
     return (
         *merged_at(work, moment),
-        *at(
-            moment,
-            "dequantised weight",
-            TermKind.WORKSPACES,
-            numel * work.matmul_bytes,
-            formula=f"largest layer, {numel:,} elements x {work.matmul_bytes} B",
-            source=DEQUANTISE_SOURCE,
-        ),
-        *at(
-            moment,
-            "autocast weight copies",
-            TermKind.WORKSPACES,
-            cast * work.matmul_bytes,
-            formula=f"{cast:,} elements x {work.matmul_bytes} B",
-            source=CAST_SOURCE,
-        ),
+        *_dequantised(work, moment, is_needed=moment.place is not None),
+        *_cast(work, moment),
+    )
+
+
+def _dequantised(work: Workload, moment: Moment, *, is_needed: bool) -> tuple[Term, ...]:
+    numel = work.inventory.largest_numel(State.QUANTISED) if is_needed else 0
+    return at(
+        moment,
+        "dequantised weight",
+        TermKind.WORKSPACES,
+        numel * work.matmul_bytes,
+        formula=f"largest layer, {numel:,} elements x {work.matmul_bytes} B",
+        source=DEQUANTISE_SOURCE,
+    )
+
+
+def _cast(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    numel = cast_numel(work, moment)
+    return at(
+        moment,
+        "autocast weight copies",
+        TermKind.WORKSPACES,
+        numel * work.matmul_bytes,
+        formula=f"{numel:,} elements x {work.matmul_bytes} B",
+        source=CAST_SOURCE,
     )
 
 
@@ -109,12 +106,12 @@ def cast_numel(work: Workload, moment: Moment) -> int:
     """Elements that autocast holds copies of. It casts each trained fp32 weight once per forward pass and caches the
     copy until the pass is over; the backward pass holds those that were saved, which with checkpointing are the head's
     and then the running block's."""
-    if not work.autocasts_weights or moment is EMBEDDING:
+    if not work.autocasts_weights or moment is EMBEDDING or moment.point in (Point.EMBEDDING, Point.FIRST_GATHER):
         return 0
     blocks = sum(block.copies * _cast_numel(work, block.parameters) for block in work.inventory.blocks)
     head = _cast_numel(work, work.inventory.root.parameters)
-    if moment in (HEAD_FORWARD, LOSS):
-        return blocks + head
+    if moment.point is not None:
+        return blocks + (head if moment.point in (Point.HEAD, Point.LOSS) else 0)
     waiting = 0 if work.checkpointing else blocks
     if moment.place is None:
         return waiting + (head if moment in BEFORE_GRADIENTS else 0)

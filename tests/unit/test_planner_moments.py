@@ -21,9 +21,10 @@ def two_layers(**options: object) -> object:
     return estimate(job(config, gpus=8, global_batch=8, **options)).work  # type: ignore[arg-type]
 
 
-def test_every_phase_of_loss_and_backward_has_its_highest_moment() -> None:
+def test_every_phase_of_a_step_and_of_an_evaluation_has_its_highest_moment() -> None:
     work = estimate(job(method="full", shard="fsdp", gpus=8)).work
-    assert [moment.phase for moment, _ in highest_moments(work, 0)] == [Phase.LOSS, Phase.BACKWARD]
+    found = {moment.phase for moment, _ in highest_moments(work, 0)}
+    assert found == {Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.EVALUATION}
     assert {moment.phase for moment in MOMENTS} == {Phase.LOSS, Phase.BACKWARD}
     assert sum(moment.place is Place.LAST for moment in MOMENTS) == 3
 
@@ -59,19 +60,23 @@ def test_zero2_takes_norms_in_fp64() -> None:
 
 
 def test_prefetching_is_that_of_a_real_engine() -> None:
-    """deepspeed 0.19.8 with two layers of Llama 3 8B, checkpointed, the evaluation before the first step: at its loss
-    the coordinator counted 625,999,872 available elements beside the head's, and at most all 1,486,880,768 before."""
-    found = zero3.live_numel(two_layers(method="full", shard="zero3"))  # type: ignore[arg-type]
-    block = 218_103_808
+    """deepspeed 0.19.8 with two layers of Llama 3 8B in bf16, checkpointed, the evaluation before the first step: at
+    its loss the coordinator counted 625,999,872 available elements beside the head's, and at most all 1,486,880,768
+    before, with the embedding's among them."""
+    found = zero3.live_bytes(two_layers(method="full", shard="zero3"))  # type: ignore[arg-type]
+    block = 2 * 218_103_808
+    loss = 2 * 625_999_872
     assert found == prefetch.Live(
-        forward=1_486_880_768, loss=625_999_872, head=625_999_872 + EMBEDDING, last_block=625_999_872 + block
+        embedding=2 * 1_486_880_768, blocks=found.blocks, loss=loss, head=loss + 2 * EMBEDDING, last_block=loss + block
     )
+    assert loss < found.blocks < found.embedding
 
 
 def test_prefetching_ends_at_the_limit() -> None:
     """Nothing ahead but the bucket that passes the limit, which has one parameter at least."""
     work = estimate(job(method="full", shard="zero3", gpus=8, knobs={"max_live_parameters": 1})).work
-    assert (zero3.live_numel(work).forward, zero3.live_numel(work).loss) == (EMBEDDING, 0)
+    found = zero3.live_bytes(work)
+    assert (found.embedding, found.head, found.loss) == (2 * EMBEDDING, 2 * EMBEDDING, 0)
 
 
 def test_zero3_keeps_4_bit_weights_whole_through_the_step() -> None:

@@ -2,14 +2,16 @@
 
 rank_classes(work): the ranks, gathered by equal plans, each class with the rank that is planned for it.
 terms(work, rank): weights, gradients, optimizer states and buffers of a rank that do not depend on the moment.
-terms_at(work, rank, moment): those that do.
+terms_at(work, rank, moment): those that do, from the loss on.
+GATHERS: the points of a forward pass, besides its blocks, at which gathering can make it the highest.
+forward_terms(work, moment): what is gathered at a point of a forward pass, a step's or an evaluation's.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from launcher.planner.moments import Moment
+from launcher.planner.moments import Moment, Point
 from launcher.planner.sharding import ddp, fsdp, zero2, zero3
 from launcher.planner.types import Term
 from launcher.planner.workload import Workload
@@ -19,11 +21,16 @@ from launcher.spec import ShardKind
 class Sharding(Protocol):
     """What a module of this package offers."""
 
+    @property
+    def GATHERS(self) -> tuple[Point, ...]: ...  # noqa: N802 - a constant of the module
+
     def rank_classes(self, work: Workload) -> tuple[tuple[range, int], ...]: ...
 
     def terms(self, work: Workload, rank: int) -> tuple[Term, ...]: ...
 
     def terms_at(self, work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]: ...
+
+    def forward_terms(self, work: Workload, moment: Moment) -> tuple[Term, ...]: ...
 
 
 SHARDINGS: dict[ShardKind, Sharding] = {

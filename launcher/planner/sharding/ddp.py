@@ -12,7 +12,7 @@ from __future__ import annotations
 from launcher.planner import optimizer
 from launcher.planner.foreach import foreach_term
 from launcher.planner.gradients import gradient_terms, gradients_so_far, in_flight_numel, made_numel
-from launcher.planner.moments import EMBEDDING, HEAD, Moment
+from launcher.planner.moments import EMBEDDING, HEAD, Moment, Point
 from launcher.planner.outside import managed_term
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.terms import FROM_FIRST_STEP, FROM_WRAP, at, term
@@ -25,6 +25,8 @@ SOURCE = "torch 2.13 csrc/distributed/c10d/reducer.cpp"
 ACCUMULATE_SOURCE = "torch 2.13 autograd AccumulateGrad"
 BROADCAST_BYTES = 250 * MIB
 BROADCASTS_IN_FLIGHT = 2
+
+GATHERS: tuple[Point, ...] = ()  # every parameter is there
 
 
 def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
@@ -52,6 +54,12 @@ def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
     """The gradients that exist, and the one just computed."""
     del rank
     return (*_so_far(work, moment), *_in_flight(work, moment))
+
+
+def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """Nothing is gathered."""
+    del work, moment
+    return ()
 
 
 def bucket_bytes(work: Workload) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from launcher.models import Role
 from launcher.planner import optimizer
 from launcher.planner.foreach import foreach_term
 from launcher.planner.gradients import (
@@ -35,6 +36,7 @@ from launcher.planner.moments import (
     LOSS_BACKWARD,
     Moment,
     Place,
+    Point,
 )
 from launcher.planner.sharding import rows
 from launcher.planner.sharding.loading import whole_while_loading
@@ -43,11 +45,12 @@ from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, at, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.weights import whole_constants
 from launcher.planner.workload import Workload
-from launcher.spec import Offload
+from launcher.spec import MethodKind, Offload
 
 SOURCE = "torch 2.13 distributed/fsdp/_fully_shard/_fsdp_param.py"
 COLLECTIVES = "torch 2.13 distributed/fsdp/_fully_shard/_fsdp_collectives.py"
 GROUPS = "accelerate 1.15 utils/fsdp_utils.py fsdp2_prepare_model"
+GATHERS = (Point.EMBEDDING, Point.FIRST_GATHER, Point.NEXT_GATHER, Point.NORM_GATHER, Point.HEAD_GATHER)
 
 
 def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
@@ -57,7 +60,7 @@ def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
 
 def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     """Shards, gradients and optimizer states of one rank (on the host when offloaded), and the gather buffers."""
-    buffers = (*whole_constants(work), *_loading(work), *_gathered(work))
+    buffers = (*whole_constants(work), *_loading(work))
     if work.spec.shard.offload is Offload.ALL:
         return buffers
     return (*_shards(work), *_gradients(work), *_optimizer_states(work, rank), *buffers)
@@ -137,7 +140,15 @@ def _optimizer_states(work: Workload, rank: int) -> tuple[Term, ...]:
 def tail(work: Workload) -> Block:
     """Final norm and head, and the embedding where it is tied."""
     root, is_tied = work.inventory.root.parameters, work.inventory.is_tied
-    return Block(copies=1, parameters=tuple(p for p in root if is_tied or not is_of_embedding(p)))
+    has_norm = _has_norm_in_tail(work)
+    parameters = (p for p in root if (is_tied or not is_of_embedding(p)) and (has_norm or p.role is not Role.NORM))
+    return Block(copies=1, parameters=tuple(parameters))
+
+
+def _has_norm_in_tail(work: Workload) -> bool:
+    """accelerate looks for the final norm among the base model's children (_find_final_norm), and peft's wrapper has
+    none: an adapted model's is left to the root."""
+    return work.spec.method.kind is MethodKind.FULL
 
 
 @lru_cache(maxsize=16)
@@ -173,24 +184,54 @@ def groups(work: Workload) -> Groups:
     )
 
 
-def _gathered(work: Workload) -> tuple[Term, ...]:
-    """In the forward pass a block's copies and the flat buffer that they were made from, which is kept for the overlap
-    with the next; at its end, and in evaluation, the tail's, which the final norm asks for."""
-    found = groups(work)
-    reshards = bool(work.spec.shard.reshard_after_forward)
-    twice = 1 + found.flat_factor
-    tied_tail = found.tail if work.inventory.is_tied else 0
-    blocks = found.block * twice if reshards else found.every_block + found.block * found.flat_factor + found.embedding
-    at_end = found.tail * twice + (0 if reshards else found.every_block + found.embedding)
-    formula = f"{found.block:,} B of a block x {twice}" if reshards else f"all blocks, {found.every_block:,} B"
-    return term(
+def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """Copies in use, and flat buffers. The one that the last copies were made from is kept for the overlap with the
+    next group: it is there until the next copies are made, so that a gather has three of a group's size."""
+    assert moment.point is not None
+    if moment.point is (Point.HEAD_GATHER if _has_norm_in_tail(work) else Point.NORM_GATHER):
+        return ()
+    copies, flat = _in_forward(groups(work), moment.point, is_tied=work.inventory.is_tied)
+    if not work.spec.shard.reshard_after_forward:
+        copies += _kept_whole(groups(work), moment.point)
+    return at(
+        moment,
         "parameters, gathered",
         TermKind.SHARDING_BUFFERS,
-        max(at_end, blocks + tied_tail),
-        (Phase.FORWARD, Phase.EVALUATION),
-        formula=f"the larger of {formula} + a tied tail of {tied_tail:,} B and the tail's {found.tail:,} B x {twice}",
+        copies + flat * groups(work).flat_factor,
+        formula=f"{copies:,} B in use + {flat:,} B in flat buffers",
         source=f"{GROUPS}; {COLLECTIVES}",
     )
+
+
+def _in_forward(found: Groups, point: Point, *, is_tied: bool) -> tuple[int, int]:
+    """Bytes of copies and of flat buffers. A tied embedding is in the tail, whose copies stay for the whole pass."""
+    first, stays = (found.tail, found.tail) if is_tied else (found.embedding, 0)
+    match point:
+        case Point.EMBEDDING:
+            return first, first
+        case Point.FIRST_GATHER:
+            return stays + found.block, first + found.block
+        case Point.NEXT_GATHER:
+            return stays + found.block, 2 * found.block
+        case Point.BLOCK:
+            return stays + found.block, found.block
+        case Point.NORM_GATHER | Point.HEAD_GATHER if not is_tied:
+            return found.tail, found.block + found.tail
+        case _:
+            return found.tail, found.block if is_tied else found.tail
+
+
+def _kept_whole(found: Groups, point: Point) -> int:
+    """Copies of the groups before, where none is resharded after its forward pass."""
+    match point:
+        case Point.EMBEDDING:
+            return 0
+        case Point.FIRST_GATHER:
+            return found.embedding
+        case Point.NEXT_GATHER | Point.BLOCK:
+            return found.embedding + found.every_block - found.block
+        case _:
+            return found.embedding + found.every_block
 
 
 def _gathered_at(work: Workload, moment: Moment) -> tuple[Term, ...]:

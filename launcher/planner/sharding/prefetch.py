@@ -27,15 +27,16 @@ ADAPTED_CALLS = 2  # a LoRA layer, and its dropout
 BEFORE_EMBEDDING = 2  # the model and its decoder
 AFTER_EMBEDDING = 1  # rotary embeddings
 
-Use = tuple[tuple[int, int], ...]  # of one module: for each parameter its key and its elements
+Use = tuple[tuple[int, int, int], ...]  # of one module: for each parameter its key, its elements and its bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """Elements gathered: the most in the forward pass, what is there at the loss, and that with what the backward pass
-    begins with: the head's, and then the last block's."""
+    """Bytes gathered: the most while the embedding is there, and in the blocks; what is there at the loss; and that
+    with what the backward pass begins with: the head's, and then the last block's."""
 
-    forward: int
+    embedding: int
+    blocks: int
     loss: int
     head: int
     last_block: int
@@ -43,19 +44,26 @@ class Live:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """How parameters count. threshold: what has at most so many elements is always there. packing: weights that one
-    element of a quantised parameter holds."""
+    """How parameters count. threshold: what has at most so many elements is always there. storage_bytes: of one element
+    of a quantised parameter, which holds two weights a byte; the others' are those of trained and frozen ones."""
 
     threshold: int
-    packing: int
+    storage_bytes: int
+    trained_bytes: int
+    frozen_bytes: int
 
     def use(self, parameters: Iterable[Held], number: int) -> Use:
         """What a module of a layer uses."""
-        found = ((hash((number, p.name)), self._numel(p)) for p in parameters)
-        return tuple((key, numel) for key, numel in found if numel > self.threshold)
+        found = ((hash((number, p.name)), *self.held(p)) for p in parameters)
+        return tuple(one for one in found if one[1] > self.threshold)
 
-    def _numel(self, parameter: Held) -> int:
-        return ceil_div(parameter.numel, self.packing) if parameter.state is State.QUANTISED else parameter.numel
+    def held(self, parameter: Held) -> tuple[int, int]:
+        """Elements and bytes of a parameter while it is gathered."""
+        if parameter.state is State.QUANTISED:
+            numel = ceil_div(parameter.numel, 2 * self.storage_bytes)
+            return numel, numel * self.storage_bytes
+        width = self.trained_bytes if parameter.state.is_trained else self.frozen_bytes
+        return parameter.numel, parameter.numel * width
 
 
 @lru_cache(maxsize=128)
@@ -65,41 +73,49 @@ def live(inventory: Inventory, stored: Stored, *, checkpointing: bool, bucket: i
     backward = tuple(_backward(inventory, stored, checkpointing))
     most, gathered = _follow(forward, backward, bucket, limit)
     ahead = sum(gathered.values())
-    head = sum(numel for key, numel in forward[-1] if key not in gathered)
+    head = sum(size for key, _, size in forward[-1] if key not in gathered)
     number, block = tuple(_layers(inventory))[-1]
-    last = {key: numel for use in _block_forward(block, number, stored) for key, numel in use}
+    last = {key: size for use in _block_forward(block, number, stored) for key, _, size in use}
     return Live(
-        forward=most,
+        embedding=max(most[: BEFORE_EMBEDDING + 1]),
+        blocks=max(most[BEFORE_EMBEDDING + 1 : -1]),
         loss=ahead,
         head=ahead + head,
-        last_block=ahead + sum(numel for key, numel in last.items() if key not in gathered),
+        last_block=ahead + sum(size for key, size in last.items() if key not in gathered),
     )
 
 
-def _follow(forward: Sequence[Use], backward: Sequence[Use], bucket: int, limit: int) -> tuple[int, dict[int, int]]:
-    """The most that is gathered, and what is at the end of the forward pass."""
+def _follow(
+    forward: Sequence[Use], backward: Sequence[Use], bucket: int, limit: int
+) -> tuple[list[int], dict[int, int]]:
+    """The bytes gathered while each module runs, and what is there at the end of the forward pass. The bucket and the
+    limit count elements."""
     queue = [(step, held) for step, use in enumerate((*forward, *backward)) for held in use]
     gathered: dict[int, int] = {}
-    at = numel = most = 0
+    most: list[int] = []
+    at = num_live = live = 0
     for step, use in enumerate(forward):
-        for key, size in use:
+        for key, numel, size in use:
             if key not in gathered:
                 gathered[key] = size
-                numel += size
+                num_live += numel
+                live += size
         while at < len(queue) and queue[at][0] <= step:
             at += 1
-        room, ahead = min(limit - numel, bucket), 0
+        room, ahead = min(limit - num_live, bucket), 0
         while at < len(queue) and ahead < room:
-            key, size = queue[at][1]
+            key, numel, size = queue[at][1]
             if key not in gathered:
                 gathered[key] = size
-                ahead += size
+                ahead += numel
+                live += size
             at += 1
-        numel += ahead
-        most = max(most, numel)
-        for key, size in use:
+        num_live += ahead
+        most.append(live)
+        for key, numel, size in use:
             del gathered[key]
-            numel -= size
+            num_live -= numel
+            live -= size
     return most, gathered
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from launcher.planner.gradients import in_flight_numel, is_of_embedding, running_parts
 from launcher.planner.inventory import Inventory
-from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place
+from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place, Point
 from launcher.planner.sharding import flat, partition
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.terms import FROM_WRAP, at, term
@@ -21,6 +21,8 @@ from launcher.planner.workload import Workload
 from launcher.spec import Offload
 
 SOURCE = "deepspeed 0.19.8 runtime/zero/stage_1_and_2.py"
+
+GATHERS: tuple[Point, ...] = ()  # every parameter is there
 
 
 def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
@@ -66,6 +68,12 @@ def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
     """The buckets, what was reduced into this rank's gradients, and the gradient just computed."""
     reduced = () if is_offloaded(work) else _reduced(work, rank, moment)
     return (*_bucket(work, moment), *reduced, *_in_flight(work, moment))
+
+
+def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """Nothing is gathered."""
+    del work, moment
+    return ()
 
 
 def _averaged(work: Workload, rank: int) -> tuple[Term, ...]:

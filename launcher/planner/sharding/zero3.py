@@ -13,7 +13,7 @@ from launcher.planner import quantisation
 from launcher.planner.block import has_adapted_experts
 from launcher.planner.gradients import in_flight_numel
 from launcher.planner.inventory import Held, State
-from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, HEAD_FORWARD, Moment, Place
+from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, HEAD_FORWARD, Moment, Place, Point
 from launcher.planner.sharding import partition, prefetch
 from launcher.planner.sharding.loading import whole_while_loading
 from launcher.planner.sharding.rows import KINDS, TRAINED, storage_bytes
@@ -28,6 +28,7 @@ from launcher.units import ceil_div
 SOURCE = "deepspeed 0.19.8 runtime/zero/stage3.py"
 PARTITIONS = "deepspeed 0.19.8 runtime/zero/partition_parameters.py"
 COORDINATOR = "deepspeed 0.19.8 runtime/zero/partitioned_param_coordinator.py"
+GATHERS = (Point.EMBEDDING,)
 
 
 def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
@@ -67,7 +68,7 @@ def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     """Partitions, states and buffers; what is offloaded leaves the device."""
     del rank  # all ranks are alike
     offload = work.spec.shard.offload
-    found = (*whole_constants(work), *_persistent(work), *_live(work), *_kept(work), *_bucket(work), *_loading(work))
+    found = (*whole_constants(work), *_persistent(work), *_kept(work), *_bucket(work), *_loading(work))
     if offload is not Offload.ALL:
         found += _shards(work)
     if offload is Offload.NONE:
@@ -160,30 +161,47 @@ def _persistent(work: Workload) -> tuple[Term, ...]:
 
 
 @lru_cache(maxsize=16)
-def released_bytes(work: Workload) -> tuple[int, int]:
-    """Elements and bytes of everything that is gathered and released, whole."""
-    found = [(stored(work, p), count) for p, count in work.inventory.counted() if not is_persistent(work, p)]
-    return sum(n * count for (n, _), count in found), sum(n * w * count for (n, w), count in found)
+def released_bytes(work: Workload) -> int:
+    """Everything that is gathered and released, whole."""
+    return sum(count * _released_bytes(work, (p,)) for p, count in work.inventory.counted())
 
 
-def live_numel(work: Workload) -> prefetch.Live:
-    """Elements that are gathered at a time, followed through a forward pass."""
+def live_bytes(work: Workload) -> prefetch.Live:
+    """What is gathered at a time, followed through a forward pass."""
     shard = work.spec.shard
     assert shard.max_live_parameters is not None
     assert shard.prefetch_bucket_size is not None
-    assert shard.param_persistence_threshold is not None
     return prefetch.live(
         work.inventory,
-        prefetch.Stored(threshold=shard.param_persistence_threshold, packing=2 * storage_bytes(work)),
+        _gathered_as(work),
         checkpointing=work.checkpointing,
         bucket=shard.prefetch_bucket_size,
         limit=shard.max_live_parameters,
     )
 
 
-def _live(work: Workload) -> tuple[Term, ...]:
-    """Gathered parameters in the forward pass and in evaluation."""
-    return _gathered(work, live_numel(work).forward, (Phase.FORWARD, Phase.EVALUATION), "live parameters")
+def _gathered_as(work: Workload) -> prefetch.Stored:
+    assert work.spec.shard.param_persistence_threshold is not None
+    return prefetch.Stored(
+        threshold=work.spec.shard.param_persistence_threshold,
+        storage_bytes=storage_bytes(work),
+        trained_bytes=work.dtypes.trained.num_bytes,
+        frozen_bytes=(work.dtypes.frozen or work.dtypes.trained).num_bytes,
+    )
+
+
+def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """Gathered parameters at a point of a forward pass, and what autograd keeps of them."""
+    found = live_bytes(work)
+    at_point = {
+        Point.EMBEDDING: found.embedding,
+        Point.BLOCK: found.blocks,
+        Point.HEAD: found.head,
+        Point.LOSS: found.loss,
+    }
+    assert moment.point is not None
+    kept = _experts_kept(work, moment, but=1) if moment.is_trained and moment.point is Point.BLOCK else ()
+    return (*_gathered(work, moment, at_point[moment.point]), *kept)
 
 
 def _kept(work: Workload) -> tuple[Term, ...]:
@@ -204,35 +222,41 @@ def _kept(work: Workload) -> tuple[Term, ...]:
 def _live_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
     """Those of one moment. What the backward pass needs and the prefetcher has passed over is fetched besides. Near the
     end nothing is left to fetch. A loss that multiplies by the head itself has that gathered as well."""
-    found = live_numel(work)
-    numel = found.loss
+    found = live_bytes(work)
+    size_bytes = found.loss
     if moment in (HEAD_FORWARD, HEAD) or (
         moment in BEFORE_GRADIENTS and work.spec.train.loss is not Loss.CROSS_ENTROPY
     ):
-        numel = found.head
+        size_bytes = found.head
     elif moment.place is Place.LAST:
-        numel = found.last_block
+        size_bytes = found.last_block
     elif moment.place is Place.FIRST or moment is EMBEDDING:
-        embedding, running = fetched_numels(work)
-        numel = embedding + (running if moment.place is Place.FIRST else 0)
-    return _gathered(work, numel, (moment.phase,), "live parameters")
+        embedding, running = fetched_bytes(work)
+        size_bytes = embedding + (running if moment.place is Place.FIRST else 0)
+    return _gathered(work, moment, size_bytes)
 
 
 @lru_cache(maxsize=16)
-def fetched_numels(work: Workload) -> tuple[int, int]:
-    """Elements of the embedding and of a block that are gathered and released."""
+def fetched_bytes(work: Workload) -> tuple[int, int]:
+    """Those of the embedding and of a block that are gathered and released."""
     embedding = [p for p in work.inventory.root.parameters if p.role is Role.EMBEDDING]
-    return _released_numel(work, embedding), _released_numel(work, work.inventory.largest_block.parameters)
+    return _released_bytes(work, embedding), _released_bytes(work, work.inventory.largest_block.parameters)
 
 
 def _experts_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """Stacked experts that autograd has saved for their inputs' gradient, without checkpointing those of all blocks:
-    releasing a parameter leaves saved views of it alone. Linear layers are DeepSpeed's own, which save nothing of
-    theirs (runtime/zero/linear.py); of adapted experts the merged weights are saved instead."""
-    if work.checkpointing or moment is EMBEDDING or moment.place is Place.FIRST:
+    if moment is EMBEDDING or moment.place is Place.FIRST:
+        return ()
+    return _experts_kept(work, moment)
+
+
+def _experts_kept(work: Workload, moment: Moment, but: int = 0) -> tuple[Term, ...]:
+    """Stacked experts that autograd has saved for their inputs' gradient, without checkpointing those of all blocks,
+    but so many: releasing a parameter leaves saved views of it alone. Linear layers are DeepSpeed's own, which save
+    nothing of theirs (runtime/zero/linear.py); of adapted experts the merged weights are saved instead."""
+    if work.checkpointing:
         return ()
     numel = sum(
-        block.copies * sum(p.numel for p in block.parameters if p.role is Role.EXPERT)
+        max(block.copies - but, 0) * sum(p.numel for p in block.parameters if p.role is Role.EXPERT)
         for block in work.inventory.blocks
         if not has_adapted_experts(block)
     )
@@ -246,20 +270,17 @@ def _experts_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
     )
 
 
-def _released_numel(work: Workload, parameters: Iterable[Held]) -> int:
-    return sum(stored(work, p)[0] for p in parameters if not is_persistent(work, p))
+def _released_bytes(work: Workload, parameters: Iterable[Held]) -> int:
+    return sum(numel * width for p in parameters if not is_persistent(work, p) for numel, width in [stored(work, p)])
 
 
-def _gathered(work: Workload, numel: int, phases: tuple[Phase, ...], name: str) -> tuple[Term, ...]:
-    total_numel, total_bytes = released_bytes(work)
-    if total_numel == 0:
-        return ()
-    return term(
-        name,
+def _gathered(work: Workload, moment: Moment, size_bytes: int) -> tuple[Term, ...]:
+    return at(
+        moment,
+        "live parameters",
         TermKind.SHARDING_BUFFERS,
-        numel * total_bytes // total_numel,
-        phases,
-        formula=f"{numel:,} of {total_numel:,} elements gathered, of {total_bytes:,} B",
+        size_bytes,
+        formula=f"{size_bytes:,} of {released_bytes(work):,} B gathered",
         source=COORDINATOR,
     )
 
