@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher.errors import FitlaunchError
 from launcher.runs.layout import RunFolder
-from launcher.targets.local import start_attempt
+from launcher.targets.start import start_attempt
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
     python -m tests.slurm.still_ranks RUN_DIR
 
 Without RANK in its environment it starts STILL_PER_NODE ranks, as torchrun does: each in a session of its own, with a
-log of its own; it waits for them, and ends with 1 when one fails. With RANK, as DeepSpeed's launcher sets it, it is one.
+log of its own; when one fails it ends the others. With RANK, set by DeepSpeed's launcher, it is one.
 STILL_STEPS: after so many steps of a tenth of a second the run is finished. STILL_MODE: stubborn (neither a stop file
 nor TERM is heeded), fail (rank 1 of node 1 is killed at step 3).
 """
@@ -44,8 +44,12 @@ def start_ranks() -> int:
         with (log / "stderr.log").open("wb") as errors:
             argv = (sys.executable, "-m", "tests.slurm.still_ranks", *sys.argv[1:])
             ranks.append(subprocess.Popen(argv, env=os.environ | place, stderr=errors, start_new_session=True))
-    codes = [rank.wait() for rank in ranks]
-    return 1 if any(codes) else 0
+    while any(rank.poll() is None for rank in ranks):
+        if any(rank.returncode for rank in ranks):
+            for rank in ranks:
+                rank.terminate()
+        time.sleep(STEP_S)
+    return 1 if any(rank.returncode for rank in ranks) else 0
 
 
 def be_a_rank() -> None:
