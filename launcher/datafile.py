@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,19 @@ class DataProblem:
 
 
 def check_file(path: Path, *, budget_s: float = 0.25) -> list[DataProblem]:
-    """What is wrong with a data file, at most five things; rows are looked at until `budget_s` is spent."""
+    """What is wrong with a data file, at most five things; rows are looked at until `budget_s` is spent.
+
+    A file that did not change is looked at once: a sweep asks for every cell.
+    """
     problem = _check_path(path)
     if problem:
         return [problem]
+    found = path.stat()
+    return list(_check_rows(path, budget_s, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(maxsize=8)
+def _check_rows(path: Path, budget_s: float, _size_bytes: int, _changed_at_ns: int) -> tuple[DataProblem, ...]:
     deadline = time.monotonic() + budget_s
     problems: list[DataProblem] = []
     num_rows = 0
@@ -63,7 +73,7 @@ def check_file(path: Path, *, budget_s: float = 0.25) -> list[DataProblem]:
             num_rows += 1
         if len(problems) == MAX_PROBLEMS or time.monotonic() > deadline:
             break
-    return problems if problems or num_rows else [_no_rows()]
+    return tuple(problems if problems or num_rows else [_no_rows()])
 
 
 def read_rows(path: Path) -> list[Row]:

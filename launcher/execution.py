@@ -14,7 +14,7 @@ from rich.console import Console
 from launcher.errors import FitlaunchError, Interrupted, JobFailed
 from launcher.host import detect_host
 from launcher.render.asked import asked_of_slurm
-from launcher.render.environment import read_host_facts
+from launcher.render.environment import HostFacts, read_host_facts
 from launcher.render.render import render
 from launcher.render.types import LaunchPlan
 from launcher.report.launch_table import show_launch
@@ -26,7 +26,7 @@ from launcher.runs.outcome import Outcome
 from launcher.runs.records import Submission
 from launcher.runs.registry import new_run_id
 from launcher.scheduler.environment import job_environment
-from launcher.spec import ClusterKind, Fit
+from launcher.spec import ClusterKind, Fit, JobSpec
 from launcher.targets.folder import write_run_folder
 from launcher.targets.ports import choose_port
 from launcher.targets.shared import MOUNTS, doubtful_paths
@@ -37,12 +37,10 @@ from launcher.targets.start import start_and_follow
 from launcher.workflow import Prepared
 
 
-def frozen(prepared: Prepared) -> LaunchPlan:
-    """The launch plan of a prepared job, under a new run id."""
+def frozen(prepared: Prepared, *, run_id: str | None = None, host: HostFacts | None = None) -> LaunchPlan:
+    """The launch plan of a prepared job. run_id: a new one where it has none; host: what it is to see of this host."""
     spec = prepared.plan.spec
-    run_id = new_run_id(spec, datetime.datetime.now(), secrets.token_hex(2))
-    on_slurm = spec.cluster.kind is ClusterKind.SLURM
-    environ = job_environment(os.environ, spec.cluster.environment) if on_slurm else os.environ
+    run_id = run_id or new_run_id(spec, datetime.datetime.now(), secrets.token_hex(2))
     return render(
         spec,
         prepared.plan,
@@ -50,8 +48,14 @@ def frozen(prepared: Prepared) -> LaunchPlan:
         runs_dir=prepared.runs_dir,
         python=sys.executable,
         master_port=choose_port(run_id),
-        host=read_host_facts(environ),
+        host=host or host_facts(spec),
     )
+
+
+def host_facts(spec: JobSpec) -> HostFacts:
+    """What of this host, and of the environment that the job will have, its launch plan depends on."""
+    on_slurm = spec.cluster.kind is ClusterKind.SLURM
+    return read_host_facts(job_environment(os.environ, spec.cluster.environment) if on_slurm else os.environ)
 
 
 def render_only(prepared: Prepared, console: Console) -> None:

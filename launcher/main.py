@@ -12,9 +12,9 @@ import os
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.config_loader import ConfigLoader
@@ -39,8 +39,14 @@ from launcher.spec import ClusterKind, Mode
 from launcher.sweeps.loader import CellLoader
 from launcher.workflow import Prepared, prepare, refuse_if_too_large, show_prepared
 
+if TYPE_CHECKING:
+    from launcher.sweeps.command import SweepCommand
+
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
+
+
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 class SweepTask:
@@ -48,6 +54,7 @@ class SweepTask:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.wants_values = False
 
     def cell_loader(self, loader: ConfigLoader) -> ConfigLoader:
         """What composes the cells, asked by the sweep launcher."""
@@ -58,9 +65,18 @@ class SweepTask:
         """This host, looked at once."""
         return detect_host()
 
+    @cached_property
+    def command(self) -> SweepCommand:
+        """The sweep, whatever batches it comes in."""
+        from launcher.sweeps.command import SweepCommand  # a plan is to be instant
+
+        return SweepCommand(self.console)
+
     def __call__(self, config: DictConfig) -> Prepared:
         """Prepare a cell; nothing is started."""
-        overrides = list(HydraConfig.get().overrides.task)
+        hydra_config = HydraConfig.get()
+        overrides = list(hydra_config.overrides.task)
+        self.wants_values = hydra_config.sweeper._target_ != BASIC_SWEEPER
 
         def compose(more: Sequence[str]) -> dict[str, Any]:
             if not more:
@@ -70,23 +86,27 @@ class SweepTask:
         return prepare(overrides, compose, self.host)
 
     def finish_sweep(self, returns: Sequence[JobReturn]) -> None:
-        """Carry out a sweep whose cells are prepared; the value of each becomes its held-out loss."""
-        from launcher.sweep import error_of_sweep, merge_problems, run_sweep
+        """Carry out a batch whose cells are prepared; the value of each becomes its held-out loss.
 
-        errors = [r._return_value for r in returns if r.status is JobStatus.FAILED]
+        A sweeper that searches decides itself how many failures it bears.
+        """
+        from launcher.sweeps.command import merge_problems
+
+        errors = [result._return_value for result in returns if result.status is JobStatus.FAILED]
         for error in errors:
             if not isinstance(error, InputError):
                 raise error
         if errors:
             raise merge_problems(errors)
-        cells = [r.return_value for r in returns]
-        outcomes = run_sweep(cells, self.console)
-        for result, outcome in zip(returns, outcomes, strict=True):
-            finished = outcome.finished if outcome is not None else None
-            result.return_value = finished.eval_loss_after if finished is not None else None
-        error = error_of_sweep(cells, outcomes)
-        if error is not None:
+        cells = [result.return_value for result in returns]
+        values, error = self.command.carry_out(cells, wants_values=self.wants_values)
+        if error is not None and (not self.wants_values or isinstance(error, Interrupted)):
             raise error
+        for result, value in zip(returns, values, strict=True):
+            is_failed = isinstance(value, FitlaunchError)
+            result.return_value = value if self.wants_values or not is_failed else None
+            if is_failed and self.wants_values:
+                result.status = JobStatus.FAILED
 
 
 def launch_one(overrides: Sequence[str], console: Console) -> int:
@@ -133,6 +153,8 @@ def launch(argv: Sequence[str], console: Console) -> int:
 
     arguments = get_args_parser().parse_intermixed_args(argv)
     problems = check_overrides(arguments.overrides, conf_dir(), multirun=arguments.multirun)
+    if not arguments.multirun:
+        problems += tuple(_sweep_options(arguments.overrides))
     if problems:
         raise InputError(problems)
     ConfigStore.instance().store(name="job_schema", node=JobConf)
@@ -140,6 +162,14 @@ def launch(argv: Sequence[str], console: Console) -> int:
         return launch_one(arguments.overrides, console)
     call_hydra(argv, arguments.overrides, console)
     return 0
+
+
+def _sweep_options(overrides: Sequence[str]) -> Iterator[Problem]:
+    """An option without effect is an error."""
+    for word in overrides:
+        if word.startswith("sweep."):
+            key, _, value = word.partition("=")
+            yield Problem(field=key, value=value, rule="has no effect on one job", way_out="add -m for a sweep")
 
 
 def _has_options(arguments: Namespace) -> bool:

@@ -19,6 +19,7 @@ from launcher.host import Host
 from launcher.planner.calibration import load_constants
 from launcher.planner.plan import equivalents, is_close, make_plan
 from launcher.planner.types import MemoryPlan, Verdict
+from launcher.reader import AUTO
 from launcher.report.plan_json import plan_json
 from launcher.report.plan_table import show_plan
 from launcher.report.tracing import TraceScreen
@@ -27,6 +28,16 @@ from launcher.spec import Fit, JobSpec, Mode, PlanBy, PlanFormat
 Conf = Mapping[str, Any]
 Compose = Callable[[Sequence[str]], Conf]
 """Composes the configuration anew with more overrides at the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepOptions:
+    """How a sweep is carried out. drop: leave out what cannot fit instead of refusing all. wait: until all jobs of a
+    cluster have ended. parallel: cells at a time on this host; None is as many as there is room for."""
+
+    drop: bool = False
+    wait: bool = False
+    parallel: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +52,7 @@ class Prepared:
     explain: bool
     runs_dir: Path
     applied: tuple[str, ...] = ()
+    sweep: SweepOptions = SweepOptions()
 
     @property
     def refused(self) -> bool:
@@ -74,7 +86,14 @@ def prepare(overrides: Sequence[str], compose: Compose, host: Host, screen: Trac
         explain=conf["plan"]["explain"],
         runs_dir=Path(conf["runs_dir"]).expanduser().absolute(),
         applied=applied,
+        sweep=_sweep_options(conf),
     )
+
+
+def _sweep_options(conf: Conf) -> SweepOptions:
+    options = conf["sweep"]
+    parallel = None if options["parallel"] == AUTO else options["parallel"]
+    return SweepOptions(drop=options["drop"], wait=options["wait"], parallel=parallel)
 
 
 def _by_instrument(plan: MemoryPlan, by: PlanBy, screen: TraceScreen | None) -> MemoryPlan:

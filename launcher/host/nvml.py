@@ -24,6 +24,35 @@ class Gpus:
     problem: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardNow:
+    """A visible GPU at this moment. name: as CUDA_VISIBLE_DEVICES takes it."""
+
+    name: str
+    free_bytes: int
+
+
+def cards_now(env: Mapping[str, str], nvml: Any = pynvml) -> tuple[CardNow, ...]:
+    """The visible GPUs and what nobody has taken of them; none where NVML does not answer."""
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    given = None if visible is None else [word.strip() for word in visible.split(",")]
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return ()
+    try:
+        handles = tuple(nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount()))
+        uuids = tuple(str(nvml.nvmlDeviceGetUUID(handle)) for handle in handles)
+        chosen = visible_indices(uuids, visible)
+        names = map(str, chosen) if given is None else given  # an entry that names no GPU ends the list
+        free = (int(nvml.nvmlDeviceGetMemoryInfo(handles[index], version=nvml.nvmlMemory_v2).free) for index in chosen)
+        return tuple(CardNow(name=name, free_bytes=size) for name, size in zip(names, free, strict=False))
+    except nvml.NVMLError:
+        return ()
+    finally:
+        nvml.nvmlShutdown()
+
+
 def detect_gpus(env: Mapping[str, str], nvml: Any = pynvml) -> Gpus:
     """The visible GPUs; none where there is no NVIDIA driver. Honours CUDA_VISIBLE_DEVICES."""
     try:

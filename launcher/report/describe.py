@@ -18,6 +18,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def brief(text: str) -> str:
+    """One line of what may be many: a traceback's last says what it was."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
 def num_parameters(spec: JobSpec) -> int:
     """All parameters of the base model, tied ones once."""
     return model_shape(spec.model.config).num_parameters

@@ -18,7 +18,7 @@ from launcher.assemble import assemble, options_of
 from launcher.errors import InputError
 
 
-class CellLoader(ConfigLoaderImpl):  # type: ignore[misc]
+class CellLoader(ConfigLoaderImpl):
     """Hydra's loader, but quick for cells. It composes what Hydra's does, and asks Hydra's for what only that can read:
     defaults lists in experiments, escapes, and Hydra's own options."""
 

@@ -9,6 +9,7 @@ end every host is asked once more to end whatever is left there, and to say how 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import msgspec
 
 from launcher.errors import InputError, Interrupted, Problem
 from launcher.node.run import Say
-from launcher.node.signals import collect_stop_requests
+from launcher.node.signals import StopRequests, collect_stop_requests
 from launcher.render.types import LaunchPlan
 from launcher.runs.attempts import last_attempt, next_attempt
 from launcher.runs.frozen import read_launch_plan

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from launcher.errors import InputError, Problem, SubmitError
 from launcher.scheduler.client import SchedulerRefused, ask
-from launcher.scheduler.details import Partition, max_array_size, partitions
+from launcher.scheduler.details import Partition, partitions
 from launcher.scheduler.environment import job_environment
 from launcher.spec import JobSpec, SlurmSpec
 
@@ -31,20 +31,38 @@ MEANINGS = (
 )  # fmt: skip
 
 
-def check_site(spec: JobSpec, script: str, environ: Mapping[str, str], *, num_cells: int | None = None) -> None:
+def check_site(spec: JobSpec, script: str, environ: Mapping[str, str]) -> None:
     """Raise InputError with everything that the site's limits refuse, or SubmitError with Slurm's own words.
 
-    script: as it would be queued. num_cells: of a sweep's array. Nothing is queued. Raises SchedulerSilent where
-    nobody answers.
+    script: as it would be queued. Nothing is queued. Raises SchedulerSilent where nobody answers.
     """
-    slurm = spec.cluster.slurm
-    assert slurm is not None, "only a job for Slurm is checked against a site"
+    check_limits([spec])
+    try_script(spec, script, environ)
+
+
+def check_limits(specs: Sequence[JobSpec]) -> None:
+    """Raise InputError with everything that no partition allows of these jobs; each problem once."""
     told = partitions()
-    problems = list(partition_problems(spec, slurm, told))
-    if num_cells is not None:
-        problems += array_problems(num_cells, slurm, max_array_size())
-    if problems:
-        raise InputError(problems)
+    found = {
+        str(problem): problem
+        for spec in specs
+        if spec.cluster.slurm is not None
+        for problem in partition_problems(spec, spec.cluster.slurm, told)
+    }
+    if found:
+        raise InputError(found.values())
+
+
+def most_cells(slurm: SlurmSpec, told: int | None) -> int | None:
+    """How many elements an array may have: MaxArraySize, one more than the highest index. None: no limit is known.
+
+    told: by Slurm itself.
+    """
+    return min((limit for limit in (slurm.max_array_size, told) if limit is not None), default=None)
+
+
+def try_script(spec: JobSpec, script: str, environ: Mapping[str, str]) -> None:
+    """Let Slurm judge a script that it does not get. Raises SubmitError with its words."""
     try:
         environment = job_environment(environ, spec.cluster.environment)
         ask(("sbatch", "--test-only", "/dev/stdin"), env=environment, text_in=script)
@@ -98,15 +116,6 @@ def _access(slurm: SlurmSpec, chosen: Sequence[Partition], names: str) -> Iterat
         states = ", ".join(f"{each.name} is {each.state}" for each in chosen)
         rule = f"takes or starts no jobs now ({states})"
         yield Problem(field="cluster.partition", value=names, rule=rule, way_out="use another, or wait")
-
-
-def array_problems(num_cells: int, slurm: SlurmSpec, told: int | None) -> list[Problem]:
-    """MaxArraySize is one more than the highest index."""
-    limits = [limit for limit in (slurm.max_array_size, told) if limit is not None]
-    if not limits or num_cells <= min(limits):
-        return []
-    rule = f"is {num_cells} cells of one shape, more than the {min(limits)} of an array here (MaxArraySize)"
-    return [Problem(field="sweep", value=None, rule=rule, way_out="sweep over fewer values, one part after the other")]
 
 
 def _may(name: str, allowed: Sequence[str], denied: Sequence[str]) -> bool:

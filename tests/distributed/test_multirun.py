@@ -37,8 +37,8 @@ def multirun(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 def finished(cwd: Path) -> dict[str, bool]:
     """Every run's model, and whether it finished."""
     return {
-        json.loads((run / "job.json").read_text())["model"]["name"]: (run / "attempts/1/finished.json").exists()
-        for run in sorted((cwd / "runs").iterdir())
+        json.loads(job.read_text())["model"]["name"]: (job.parent / "attempts/1/finished.json").exists()
+        for job in sorted((cwd / "runs").glob("*/job.json"))
     }
 
 
@@ -64,7 +64,13 @@ def test_a_cell_that_cannot_fit_is_left_out(tmp_path: Path) -> None:
     config = json.loads((huge / "config.json").read_text())
     config |= {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128}
     (huge / "config.json").write_text(json.dumps(config))
-    done = multirun(tmp_path, "model=path", f"model.path={huge},{good}", "method=full")
-    assert done.returncode == 3, done.stderr
+    overrides = ("model=path", f"model.path={huge},{good}", "method=full")
+    refused = multirun(tmp_path, *overrides)
+    assert refused.returncode == 3, refused.stderr
+    assert not (tmp_path / "runs").exists()
+    last = refused.stderr.strip().splitlines()[-1]
+    assert last == "error: 1 of 2 jobs do not fit; nothing was started (sweep.drop=true leaves them out)"
+    done = multirun(tmp_path, *overrides, "sweep.drop=true")
+    assert done.returncode == 0, done.stderr
     assert finished(tmp_path) == {"good": True}
     assert "does not fit" in done.stderr

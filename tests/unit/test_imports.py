@@ -14,9 +14,10 @@ ROOT = Path(__file__).parents[2]
 # Each part may import itself and what stands after it.
 LAYERS = (
     ("cli",),
-    ("calibrating", "operate"),
+    ("calibrating",),
     ("main",),
-    ("sweep", "sweeps"),
+    ("sweeps",),
+    ("operate",),
     ("execution",),
     ("workflow",),
     ("report", "targets"),

@@ -1,0 +1,123 @@
+"""Wait for the cells of a sweep on a cluster, as a sweeper that goes by their losses has to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from launcher.errors import Interrupted
+from launcher.node.signals import collect_stop_requests
+from launcher.report.sweep_progress import Row, SweepProgress
+from launcher.report.sweep_table import CellResult
+from launcher.report.sweeps import Standing
+from launcher.runs.layout import RunFolder
+from launcher.runs.records import Status
+from launcher.runs.status import Queue
+from launcher.runs.sweeps import SweepFolder, read_sweep
+from launcher.runs.tail import LineTail, decode_event, decode_metrics
+from launcher.sweeps.cells import PlannedCell
+from launcher.sweeps.outcomes import outcome_of
+from launcher.sweeps.standing import ENDED, standings
+
+# Short jobs are seen soon, and long ones do not burden the controller: a twentieth of what has passed.
+FIRST_POLL_S = 1.0
+LAST_POLL_S = 30.0
+POLL_SHARE = 20
+# Slurm forgets ended jobs, and shared folders show files late: only what stays unknown for this long is given up.
+UNKNOWN_S = 120.0
+
+
+class Follower:
+    """Looks at a sweep's cells until all have ended; their rows tell on the way."""
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        cells: Sequence[PlannedCell],
+        progress: SweepProgress,
+        queue: Queue,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = folder
+        self._numbers = {cell.number: index for index, cell in enumerate(cells) if not cell.prepared.refused}
+        self._progress = progress
+        self._queue = queue
+        self._clock = clock
+        self._unknown_since: dict[int, float] = {}
+        self._tails = {
+            number: _Tail(RunFolder(cells[index].prepared.runs_dir / cells[index].run_id))
+            for number, index in self._numbers.items()
+        }
+
+    def look(self) -> bool:
+        """One look; True when every cell has ended, or is given up."""
+        sweep = read_sweep(self._folder)
+        for each in standings(self._folder, sweep, self._queue):
+            if each.cell.number in self._numbers:
+                self._take(self._numbers[each.cell.number], each)
+        self._progress.draw()
+        return not self._numbers
+
+    def _take(self, index: int, standing: Standing) -> None:
+        number, row = standing.cell.number, self._progress.rows[index]
+        assert standing.summary is not None, "what was submitted has a run folder"
+        self._tails[number].feed(row)
+        if standing.status is Status.RUNNING and row.started_at_s is None:
+            self._progress.started(index, f" as job {standing.summary.job_id}")
+        if standing.status in ENDED or self._is_given_up(number, standing):
+            del self._numbers[number]
+            self._progress.ended(index, outcome_of(standing.summary))
+
+    def _is_given_up(self, number: int, standing: Standing) -> bool:
+        if standing.status is not Status.UNKNOWN or self._queue.jobs() is None:
+            self._unknown_since.pop(number, None)
+            return False
+        return self._clock() - self._unknown_since.setdefault(number, self._clock()) > UNKNOWN_S
+
+
+class _Tail:
+    """What a run's ranks write, as it comes."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._events = LineTail.from_end(run.events)
+        self._metrics = LineTail.from_end(run.metrics)
+
+    def feed(self, row: Row) -> None:
+        row.update(
+            events=[event for line in self._events.read() if (event := decode_event(line)) is not None],
+            metrics=[item for line in self._metrics.read() if (item := decode_metrics(line)) is not None],
+        )
+
+
+def follow_cells(folder: SweepFolder, cells: Sequence[PlannedCell], queue: Queue, console: Console) -> list[CellResult]:
+    """Follow the submitted cells to their ends. A user's stop ends the following, not the jobs: Interrupted."""
+    progress = SweepProgress(console, [cell.record for cell in cells])
+    for index, cell in enumerate(cells):
+        if cell.prepared.refused:
+            progress.rows[index].note = "does not fit"
+    started_s = time.monotonic()
+    with collect_stop_requests() as requests, progress:
+        follower = Follower(folder, cells, progress, queue)
+        while not follower.look():
+            wait_s = min(LAST_POLL_S, max(FIRST_POLL_S, (time.monotonic() - started_s) / POLL_SHARE))
+            until_s = time.monotonic() + wait_s
+            while time.monotonic() < until_s:
+                if requests.first is not None:
+                    name = folder.root.name
+                    raise Interrupted(
+                        f"the jobs go on: fitlaunch sweep status {name}, or fitlaunch sweep cancel {name}"
+                    )
+                time.sleep(0.1)
+    return [
+        CellResult(
+            overrides=cell.prepared.overrides,
+            plan=cell.prepared.plan,
+            outcome=row.outcome,
+            note=row.note,
+            is_dropped=cell.prepared.refused,
+        )
+        for cell, row in zip(cells, progress.rows, strict=True)
+    ]
