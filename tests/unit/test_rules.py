@@ -20,8 +20,7 @@ REFUSED: list[tuple[str, str]] = [
     ("gpus=-1", "gpus=-1 must be at least 1"),
     ("gpus=9 train.global_batch=18", "gpus=9 is more than the 8 GPUs of this host: use gpus=auto, or mode=plan"),
     ("nodes=0", "nodes=0 must be at least 1"),
-    ("nodes=2", "nodes=2 needs a cluster of hosts: use cluster=hosts or cluster=slurm with mode=plan"),
-    ("cluster=slurm", "cluster=slurm can be planned in this version, not yet submitted to: use mode=plan"),
+    ("nodes=2", "nodes=2 needs a cluster of hosts: use cluster=slurm, or cluster=hosts cluster.hostfile=FILE"),
     ("device=h100-80g", "device=h100-80g is not in this host: it has 8 x a100-80g: use device=auto, or mode=plan"),
     # sharding and launcher
     ("shard=ddp shard.offload=all", "shard.offload=all is not possible with shard=ddp: it can none"),
@@ -233,7 +232,7 @@ ACCEPTED = [
     "train.activation_checkpointing=selective shard=fsdp",
     "train.activation_checkpointing=reentrant shard=zero3",
     "mode=plan device=h100-80g gpus=64 train.global_batch=64",
-    "mode=plan cluster=slurm nodes=2 device=t4 train.precision=fp32",
+    "mode=plan cluster=slurm nodes=2 gpus=8 device=t4 train.precision=fp32",
     "train.global_batch=64 train.micro_batch=4",
 ]
 
