@@ -92,8 +92,16 @@ done
 if [ -e "attempts/$K/finished.json" ]; then
   exit 0
 fi
-if [ -z "$ENDED" ] && [ -e "attempts/$K/requeue" ] && [ ! -e control/cancelled ]; then
-  say "attempt $K saved and stopped in time: requeued"
+
+# A preemption tells the ranks alone, and Slurm requeues the job when the grace is over, unless it has ended by then.
+GOES_ON=
+if [ -e "attempts/$K/requeue" ]; then
+  GOES_ON="it saved and stopped before its time limit"
+elif [ -e "attempts/$K/stopped.json" ] && [[ $(scontrol show job "$JOB") =~ PreemptTime=[0-9] ]]; then
+  GOES_ON="it was preempted, and saved and stopped"
+fi
+if [ -n "$GOES_ON" ] && [ -z "$ENDED" ] && [ ! -e control/cancelled ]; then
+  say "attempt $K is requeued: $GOES_ON"
   scontrol requeue "$JOB" && exit 0 # it ends this script: nothing can stand after it
 fi
 exit "$CODE"
