@@ -15,7 +15,8 @@ FRUITLESS_ATTEMPTS = 2
 class Circumstances:
     """What the head node finds. owner: the job that holds the submission, this one included; None without a scheduler.
     before: the accepted attempts of this submission so far, in order. checkpoint_attempt: which attempt completed the
-    newest checkpoint, None where there is none. superseded_by: a later attempt that was accepted."""
+    newest checkpoint, None where there is none. superseded_by: a later attempt that was accepted. finished_by: one
+    that has done all the work, maybe on nodes that the scheduler had given up."""
 
     attempt: int
     submission: int | None
@@ -23,6 +24,7 @@ class Circumstances:
     owner: str | None
     is_cancelled: bool
     superseded_by: int | None
+    finished_by: int | None
     before: tuple[AttemptStart, ...]
     max_attempts: int | None
     checkpoint_attempt: int | None
@@ -45,6 +47,8 @@ def refusal(found: Circumstances) -> Refusal | None:
         return Refusal(reason=reason, exit_code=0)
     if found.superseded_by is not None:
         return Refusal(reason=f"superseded by attempt {found.superseded_by}", exit_code=0)
+    if found.finished_by is not None:
+        return Refusal(reason=f"attempt {found.finished_by} has finished the run", exit_code=0)
     if found.max_attempts is not None and len(found.before) >= found.max_attempts:
         reason = f"it was started {len(found.before)} times, which is all that cluster.max_attempts allows"
         return Refusal(reason=reason, exit_code=JobFailed.exit_code)

@@ -12,7 +12,7 @@ from launcher.node.admission import Circumstances, Refusal, refusal
 from launcher.node.claim import claim
 from launcher.node.job import SchedulerJob
 from launcher.node.requeue import decide
-from launcher.runs.attempts import accepted_attempts, last_attempt, superseded_by
+from launcher.runs.attempts import accepted_attempts, finished_by, last_attempt, superseded_by
 from launcher.runs.checkpoints import newest_checkpoint
 from launcher.runs.judge import Ending, judge
 from launcher.runs.layout import RunFolder
@@ -23,6 +23,9 @@ from launcher.runs.state import write_state
 from launcher.spec import JobSpec, to_json
 
 OTHERS_WAIT_S = 15.0
+# A node without power never says how it ended. Slurm notices after its SlurmdTimeout, 300 s by default, and only then
+# queues the job again; were the head to leave before, srun would end the job as failed 60 s later.
+NODE_LOSS_WAIT_S = 900.0
 POLL_S = 0.1
 
 Note = Callable[[str, str], None]
@@ -62,6 +65,7 @@ class Head:
             owner=None if held is None else held.owner,
             is_cancelled=self.job is not None and self.run.cancelled.exists(),
             superseded_by=superseded_by(self.run, self.attempt),
+            finished_by=finished_by(self.run),
             before=tuple(start for start in before if start.attempt < self.attempt),
             max_attempts=None if slurm is None else slurm.max_attempts,
             checkpoint_attempt=None if newest is None else newest.attempt,
@@ -88,13 +92,15 @@ class Head:
         return None
 
     def conclude(self, end: NodeEnd, ending: Ending, note: Note) -> Outcome:
-        """Judge the attempt once all its nodes have ended, or have had time to; then state.json, and the requeue."""
+        """Judge the attempt once all its nodes have ended, or have had time to; then state.json, and the requeue,
+        unless a later attempt has the word by then."""
         ends = (end, *self._other_ends())
         deaths = sorted((death for each in ends for death in each.deaths), key=lambda death: death.seen_at_s)
         outcome = judge(self.run, self.attempt, dataclasses.replace(ending, deaths=tuple(deaths)))
         note("end", outcome.status.value)
-        is_requeued = self.job is not None and self._requeue(note)
-        if self.keeps_state:
+        is_superseded = superseded_by(self.run, self.attempt) is not None
+        is_requeued = self.job is not None and not is_superseded and self._requeue(note)
+        if self.keeps_state and not is_superseded:
             status = Status.QUEUED if is_requeued else outcome.status
             with contextlib.suppress(OSError):
                 write_state(
@@ -118,13 +124,18 @@ class Head:
             self.not_started(last_attempt(self.run), refused.reason, refused.exit_code)
 
     def _other_ends(self) -> tuple[NodeEnd, ...]:
-        """A node without power never says how it ended."""
-        until_s = time.monotonic() + OTHERS_WAIT_S
+        """Wait for the other nodes; for one that is lost, until the scheduler has noticed and ends this job."""
+        began_s = time.monotonic()
         while True:
             ends = tuple(end for end in read_node_ends(self.run, self.attempt) if end.node_rank != 0)
-            if len(ends) >= self.spec.nodes - 1 or time.monotonic() >= until_s:
+            if len(ends) >= self.spec.nodes - 1 or time.monotonic() >= began_s + self._patience_s():
                 return ends
             time.sleep(POLL_S)
+
+    def _patience_s(self) -> float:
+        is_asked_to_end = self.run.stop_file(self.attempt).exists()
+        is_superseded = superseded_by(self.run, self.attempt) is not None
+        return OTHERS_WAIT_S if self.job is None or is_asked_to_end or is_superseded else NODE_LOSS_WAIT_S
 
     def _requeue(self, note: Note) -> bool:
         slurm = self.spec.cluster.slurm

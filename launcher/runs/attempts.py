@@ -34,6 +34,11 @@ def superseded_by(run: RunFolder, attempt: int) -> int | None:
     return max(later, default=None)
 
 
+def finished_by(run: RunFolder) -> int | None:
+    """The attempt that did all the work; None while there is none."""
+    return next((number for number in attempt_numbers(run) if run.finished(number).exists()), None)
+
+
 def accepted_attempts(run: RunFolder, *, submission: int | None) -> tuple[AttemptStart, ...]:
     """The attempts of one submission, or those that no scheduler started, in order."""
     starts = (read_record(run.attempt_start(number), AttemptStart) for number in attempt_numbers(run))
