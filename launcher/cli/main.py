@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from launcher.cli import act, jobs, planning, see, sweeps  # noqa: F401  they add their commands to the group
+from launcher.cli import act, checkup, jobs, planning, see, sweeps  # noqa: F401  they add their commands to the group
 from launcher.cli.group import cli
 from launcher.errors import FitlaunchError, InputError, Interrupted
 
