@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from launcher.errors import SubmitError
 from launcher.node.admission import Circumstances, Refusal, refusal
 from launcher.node.claim import claim
 from launcher.node.job import SchedulerJob
@@ -97,6 +98,9 @@ class Head:
         ends = (end, *self._other_ends())
         deaths = sorted((death for each in ends for death in each.deaths), key=lambda death: death.seen_at_s)
         outcome = judge(self.run, self.attempt, dataclasses.replace(ending, deaths=tuple(deaths)))
+        unstarted = next((each for each in ends if each.is_unstarted), None)
+        if unstarted is not None:
+            outcome = _not_startable(outcome, unstarted)
         note("end", outcome.status.value)
         is_superseded = superseded_by(self.run, self.attempt) is not None
         is_requeued = self.job is not None and not is_superseded and self._requeue(note)
@@ -153,6 +157,13 @@ class Head:
         if decision.is_due:
             write_atomically(self.run.requeue(self.attempt), decision.why + "\n")
         return decision.is_due
+
+
+def _not_startable(outcome: Outcome, node: NodeEnd) -> Outcome:
+    """What a node could not find or run is why all of them ended."""
+    return dataclasses.replace(
+        outcome, status=Status.FAILED, exit_code=SubmitError.exit_code, first_cause=node.ended_by, log_tail=()
+    )
 
 
 def _newest_step(run: RunFolder) -> int | None:

@@ -23,7 +23,7 @@ from launcher.node.ranks import RankWatch
 from launcher.runs.agent_log import is_closing
 from launcher.runs.layout import RunFolder
 from launcher.runs.logs import agent_log
-from launcher.runs.markers import has_failure, has_result
+from launcher.runs.markers import has_failure, has_result, read_node_ends
 from launcher.runs.processes import ProcessId, descendants, end_processes, processes_of_run, wait_until_gone
 from launcher.runs.records import Event, NodeEnd, RankPlace, append_record, write_record
 from launcher.runs.stopping import ask_to_stop, stop_cause
@@ -214,7 +214,8 @@ class NodeRun:
         if not self.has_failed and (why := self._failure()):
             self.has_failed = True
             self.note("rank failed", why)
-            self.end_at(time.monotonic() + FAILURE_GRACE_S, why)
+            grace_s = 0.0 if self._is_unstarted() else FAILURE_GRACE_S
+            self.end_at(time.monotonic() + grace_s, why)
         if not self.has_result and has_result(self.run, self.attempt):
             self.has_result = True
             self.end_at(time.monotonic() + RESULT_GRACE_S, "the ranks did not exit when their work was done")
@@ -230,6 +231,10 @@ class NodeRun:
         if ended and not has_result(self.run, self.attempt):
             return f"the ranks of node {ended[0]} have ended"
         return ""
+
+    def _is_unstarted(self) -> bool:
+        """Whether another node could not even start its ranks: then nobody has anything to say or to save."""
+        return any(end.is_unstarted for end in read_node_ends(self.run, self.attempt))
 
     def _ended_nodes(self) -> list[int]:
         others = (node for node in range(self.start.num_nodes) if node != self.start.node)

@@ -226,6 +226,11 @@ class NodeEnd:
     oom_kills: int | None = None
     is_lost: bool = False
 
+    @property
+    def is_unstarted(self) -> bool:
+        """Whether the node could not even start its ranks; ended_by says why."""
+        return self.exit_code is None and self.started_at_s == self.ended_at_s and not self.is_lost
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankMeasurement:
