@@ -29,7 +29,7 @@ from launcher.node.environment import (
     with_threads,
 )
 from launcher.node.fields import NodeFields, fill
-from launcher.node.head import Head, Meeting
+from launcher.node.head import NODE_LOSS_WAIT_S, Head, Meeting
 from launcher.node.inputs import unseen_inputs
 from launcher.node.job import scheduler_job
 from launcher.node.leash import LauncherGone, Leash
@@ -45,7 +45,7 @@ from launcher.runs.processes import end_processes, processes_of_run
 from launcher.runs.records import NodeEnd, write_record
 from launcher.spec import JobSpec, read_job
 
-HEAD_WAIT_S = 30.0
+HEAD_WAIT_S = NODE_LOSS_WAIT_S + 30.0
 FENCE_PERIOD_S = 1.0
 POLL_S = 0.1
 
@@ -85,6 +85,7 @@ class Agent:
         self._ranks: NodeRun | None = None
         self._next_look_s = 0.0
         self._must_not_run = ""
+        self._has_cleared = False
 
     def run_to_its_end(self) -> int:
         """Run this node's part of the attempt; returns the exit code."""
@@ -93,7 +94,6 @@ class Agent:
             if refused is not None:
                 _say(f"attempt {self.attempt} is not started: {refused.reason}")
                 return refused.exit_code
-        self._end_earlier_attempts()
         start = self._start()
         unseen = unseen_inputs(self.spec, start.env)
         if unseen:
@@ -151,6 +151,7 @@ class Agent:
         if self._must_not_run or time.monotonic() < self._next_look_s:
             return
         self._next_look_s = time.monotonic() + FENCE_PERIOD_S
+        self._end_earlier_attempts()
         self._must_not_run = self._reason_to_end()
         if self._must_not_run:
             self._ranks.end_now(self._must_not_run)
@@ -165,7 +166,11 @@ class Agent:
         return "" if self.leash is None else self.leash.loss()
 
     def _end_earlier_attempts(self) -> None:
-        """What an attempt before this one has left on this node; it is fenced off, and holds memory and GPUs."""
+        """What attempts before this one have left on this node: it holds memory and GPUs, and may not write any more
+        from the moment that the head has accepted this one."""
+        if self._has_cleared or not self.run.attempt_start(self.attempt).exists():
+            return
+        self._has_cleared = True
         end_processes(
             lambda: processes_of_run(self.launch.run_dir, is_of_earlier_attempt(self.attempt)), term_grace_s=0.0
         )
@@ -199,6 +204,8 @@ class Agent:
                 ended_by=text,
             )
         )
+        if self._head is None and not self.arguments.is_held:
+            self._wait_for_head()
         return SubmitError.exit_code
 
     def _write_end(self, end: NodeEnd) -> None:
@@ -211,6 +218,8 @@ class Agent:
         """An agent that exits with a failure may cost the others their lives."""
         until_s = time.monotonic() + HEAD_WAIT_S
         while not self.run.judged(self.attempt).exists() and time.monotonic() < until_s:
+            if superseded_by(self.run, self.attempt) is not None:
+                return
             time.sleep(POLL_S)
 
 

@@ -38,9 +38,17 @@ def stub_launch(
         python=sys.executable,
         master_port=choose_port(str(runs_dir)),
     )
-    stub = {"PYTHONPATH": str(ROOT), "STUB_MODE": mode, "STUB_STEPS": str(steps), "OMP_NUM_THREADS": "1"}
-    argv = tuple("tests.faults.stub_rank" if word == "jobs.train" else word for word in launch.argv)
-    return dataclasses.replace(launch, argv=argv, env=launch.env | stub)
+    return with_stubs(launch, STUB_JOIN="1", STUB_MODE=mode, STUB_STEPS=str(steps))
+
+
+def with_stubs(launch: LaunchPlan, *, real_torchrun: bool = True, **stub: str) -> LaunchPlan:
+    """The plan with ranks that train nothing; without real_torchrun also without what torchrun costs."""
+    stands_for = {"jobs.train": "tests.faults.stub_rank"}
+    if not real_torchrun:
+        stands_for["torch.distributed.run"] = "tests.faults.stub_torchrun"
+    argv = tuple(stands_for.get(word, word) for word in launch.argv)
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **stub}
+    return dataclasses.replace(launch, argv=argv, env=launch.env | environment)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,16 @@
-"""A rank that trains nothing: real processes, real collectives, the job's own start, stop and watch.
+"""A rank that trains nothing: a real process with the job's own start, stop, watch, fence and checkpoints.
 
     python -m tests.faults.stub_rank DIR
 
-STUB_MODE in its environment says what goes wrong: raise (rank 1 raises at step 3), hang (rank 1 never comes to the
-end of the step after a stop was asked), stubborn (the same, and TERM is ignored), linger (rank 0 does not exit when
-all is done).
+By itself it joins nobody and needs no torch: rank 0 steps, saves and writes the markers, the others step beside it, and
+all of them miss a rank that dies (stub_peers). Its environment says what else it does:
+- STUB_JOIN=1: real collectives of gloo, so that a rank that dies takes its peers with it;
+- STUB_LOAD_S, STUB_STEPS, STUB_STEP_S: how long it takes to the first step, how many there are, how long each takes;
+- STUB_SAVE_EVERY, STUB_SAVE_S: a checkpoint every so many steps, and how long one takes;
+- STUB_MODE: what goes wrong, on rank STUB_RANK (1): raise (at step 3), exit (at step 3, code 9, without a word), hang
+  (never comes to the end of the step after a stop was asked), stubborn (the same, and TERM is ignored); or linger
+  (rank 0 does not exit when all is done);
+- STUB_ATTEMPT: only in this attempt.
 """
 
 from __future__ import annotations
@@ -14,122 +20,215 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from jobs.checkpoint import MANIFEST, PREFIX, discard, find_newest, require_resumable, rotate, step_of, write_manifest
+from jobs.fence import Fence, Superseded
 from jobs.journal import Journal
 from jobs.start import Start, read_start, verify_plan
 from jobs.stop import StopRequest
 from jobs.watch import watch
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import Finished, Started, Stopped, TrainMetrics, write_record
+from launcher.spec import read_job
+from tests.faults.stub_peers import Peers
 
 NUM_STEPS = int(os.environ.get("STUB_STEPS", "5"))
+LOAD_S = float(os.environ.get("STUB_LOAD_S", "0"))
 STEP_S = float(os.environ.get("STUB_STEP_S", "0.05"))
-MODE = os.environ.get("STUB_MODE", "")
+SAVE_EVERY = int(os.environ.get("STUB_SAVE_EVERY", "0"))
+SAVE_S = float(os.environ.get("STUB_SAVE_S", "0"))
+JOINS = bool(os.environ.get("STUB_JOIN"))
+FAULTY_RANK = int(os.environ.get("STUB_RANK", "1"))
+FAULTY_ATTEMPT = os.environ.get("STUB_ATTEMPT", "")
 
 
 def main() -> None:
     run = RunFolder(Path(sys.argv[1]))
     start = read_start(os.environ)
     journal = Journal(run=run, start=start)
-    watch(start.launcher)
+    watch(start)
     stop = StopRequest(run.stop_file(start.attempt))
     stop.listen()
-    if MODE == "stubborn":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         verify_plan(run, start.plan_hash)
-        train(run, start, journal, stop)
+        Stub(run, start, journal, stop).train()
     except Exception as error:
         journal.failed(error)
         raise
 
 
-def train(run: RunFolder, start: Start, journal: Journal, stop: StopRequest) -> None:
-    import torch
+class Stub:
+    def __init__(self, run: RunFolder, start: Start, journal: Journal, stop: StopRequest) -> None:
+        self.run = run
+        self.start = start
+        self.journal = journal
+        self.stop = stop
+        self.spec = read_job(run.job)
+        self.fence = Fence(run=run, attempt=start.attempt)
+        self.group = join() if JOINS else None
+        self.peers = None if JOINS else Peers(run.attempt(start.attempt), start.rank, start.world_size)
+        self.mode = os.environ.get("STUB_MODE", "") if FAULTY_ATTEMPT in ("", str(start.attempt)) else ""
+        if self.mode == "stubborn" and start.rank == FAULTY_RANK:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def train(self) -> None:
+        print(f"rank {self.start.rank} is up", flush=True)
+        time.sleep(LOAD_S)
+        resumed = self.resumed_from()
+        if self.start.is_first_rank:
+            write_record(self.run.started(self.start.attempt), self.started(resumed))
+        step = resumed or 0
+        asked = False
+        while step < NUM_STEPS and not asked:
+            step += 1
+            asked = self.step(step)
+            if step < NUM_STEPS and (asked or (SAVE_EVERY and step % SAVE_EVERY == 0)):
+                self.save(step)
+        self.close(step)
+
+    def step(self, step: int) -> bool:
+        """One step; whether all ranks are to stop after it."""
+        time.sleep(STEP_S)
+        self.misbehave(step)
+        if self.peers is not None:
+            self.peers.check()
+        asked, superseded = self.agree()
+        if superseded:
+            raise Superseded(f"a later attempt of this run was started: step {step} is not kept")
+        self.journal.metrics(self.metrics(step))
+        return asked
+
+    def close(self, step: int) -> None:
+        if self.start.is_first_rank:
+            self.fence.check()
+            if step == NUM_STEPS:
+                write_record(self.run.finished(self.start.attempt), self.finished())
+            else:
+                write_record(self.run.stopped(self.start.attempt), self.stopped(step))
+        while self.mode == "linger" and self.start.is_first_rank:
+            time.sleep(0.1)
+        if self.peers is not None:
+            self.peers.leave()
+        if self.group is not None:
+            self.group.barrier()
+            self.group.destroy_process_group()
+
+    def agree(self) -> tuple[bool, bool]:
+        """Whether to stop, and whether a later attempt was started."""
+        wants = [float(self.stop.cause() is not None), float(self.start.is_first_rank and self.fence.is_down())]
+        if self.group is not None:
+            import torch
+
+            total = torch.tensor(wants)
+            self.group.all_reduce(total)
+            wants = total.tolist()
+        return bool(wants[0]), bool(wants[1])
+
+    def misbehave(self, step: int) -> None:
+        if self.start.rank != FAULTY_RANK:
+            return
+        if self.mode == "raise" and step == 3:
+            raise ValueError("the stub was told to fail\nwith a second line")
+        if self.mode == "exit" and step == 3:
+            os._exit(9)
+        while self.mode in ("hang", "stubborn") and self.stop.cause():
+            time.sleep(0.1)
+
+    def resumed_from(self) -> int | None:
+        found = find_newest(self.run)
+        if found.folder is None or found.manifest is None:
+            return None
+        require_resumable(found.folder, found.manifest, run_id=self.run.root.name, spec=self.spec, user=os.getuid())
+        return step_of(found.folder)
+
+    def save(self, step: int) -> None:
+        """As the job does it: rank 0 looks at the fence before it writes, before the manifest, before the rotation."""
+        if not self.start.is_first_rank:
+            return
+        self.fence.check()
+        folder = self.run.checkpoints / f"{PREFIX}{step}"
+        discard(folder)
+        folder.mkdir(parents=True)
+        (folder / "states.bin").write_bytes(step.to_bytes(8, "big"))
+        time.sleep(SAVE_S)
+        self.fence.check()
+        write_manifest(
+            folder,
+            run_id=self.run.root.name,
+            attempt=self.start.attempt,
+            step=step,
+            plan_hash=self.start.plan_hash,
+            spec=self.spec,
+            job_id=self.start.job_id,
+        )
+        self.fence.check()
+        rotate(self.run, self.spec.train.keep_checkpoints)
+        self.journal.stage("checkpoint", folder.name)
+
+    def started(self, resumed: int | None) -> Started:
+        return Started(
+            attempt=self.start.attempt,
+            time_s=time.time(),
+            world_size=self.start.world_size,
+            device="cpu",
+            wrapper="none",
+            resumed_from_step=resumed,
+            num_parameters=0,
+            num_trainable_parameters=0,
+            num_train_samples=0,
+            num_eval_samples=0,
+            num_truncated_samples=0,
+            versions={},
+            checks={},
+        )
+
+    def metrics(self, step: int) -> TrainMetrics:
+        """The loss follows from the step alone: whoever interrupted the run, it ends with the same."""
+        return TrainMetrics(
+            time_s=time.time(),
+            attempt=self.start.attempt,
+            step=step,
+            num_steps=NUM_STEPS,
+            epoch=0.0,
+            loss=1.0 / step,
+            learning_rate=1e-4,
+            grad_norm=None,
+            samples_per_s=0.0,
+            tokens_per_s=0.0,
+        )
+
+    def stopped(self, step: int) -> Stopped:
+        folder = self.run.checkpoints / f"{PREFIX}{step}"
+        return Stopped(
+            attempt=self.start.attempt,
+            time_s=time.time(),
+            step=step,
+            cause=self.stop.cause() or "a rank",
+            checkpoint=str(folder) if (folder / MANIFEST).is_file() else None,
+        )
+
+    def finished(self) -> Finished:
+        return Finished(
+            attempt=self.start.attempt,
+            time_s=time.time(),
+            num_steps=NUM_STEPS,
+            train_loss=1.0 / NUM_STEPS,
+            eval_loss_before=None,
+            eval_loss_after=None,
+            samples_per_s=0.0,
+            tokens_per_s=0.0,
+            train_time_s=0.0,
+            result="result",
+        )
+
+
+def join() -> Any:
     import torch.distributed as dist
 
     dist.init_process_group("gloo")
-    print(f"rank {start.rank} is up", flush=True)
     dist.barrier()
-    if start.is_first_rank:
-        write_record(run.started(start.attempt), started(start))
-    for step in range(1, NUM_STEPS + 1):
-        time.sleep(STEP_S)
-        misbehave(start, stop, step)
-        wants = torch.tensor([float(stop.cause() is not None)])
-        dist.all_reduce(wants, op=dist.ReduceOp.MAX)
-        journal.metrics(train_metrics(start, step))
-        if wants.item():
-            if start.is_first_rank:
-                write_record(run.stopped(start.attempt), stopped(start, step, stop.cause() or "a rank"))
-            dist.destroy_process_group()
-            return
-    if start.is_first_rank:
-        write_record(run.finished(start.attempt), finished(start))
-    while MODE == "linger" and start.is_first_rank:
-        time.sleep(0.1)
-    dist.destroy_process_group()
-
-
-def misbehave(start: Start, stop: StopRequest, step: int) -> None:
-    if start.rank != 1:
-        return
-    if MODE == "raise" and step == 3:
-        raise ValueError("the stub was told to fail\nwith a second line")
-    while MODE in ("hang", "stubborn") and stop.cause():
-        time.sleep(0.1)
-
-
-def started(start: Start) -> Started:
-    return Started(
-        attempt=start.attempt,
-        time_s=time.time(),
-        world_size=start.world_size,
-        device="cpu",
-        wrapper="none",
-        resumed_from_step=None,
-        num_parameters=0,
-        num_trainable_parameters=0,
-        num_train_samples=0,
-        num_eval_samples=0,
-        num_truncated_samples=0,
-        versions={},
-        checks={},
-    )
-
-
-def train_metrics(start: Start, step: int) -> TrainMetrics:
-    return TrainMetrics(
-        time_s=time.time(),
-        attempt=start.attempt,
-        step=step,
-        num_steps=NUM_STEPS,
-        epoch=0.0,
-        loss=1.0 / step,
-        learning_rate=1e-4,
-        grad_norm=None,
-        samples_per_s=0.0,
-        tokens_per_s=0.0,
-    )
-
-
-def stopped(start: Start, step: int, cause: str) -> Stopped:
-    return Stopped(attempt=start.attempt, time_s=time.time(), step=step, cause=cause, checkpoint=None)
-
-
-def finished(start: Start) -> Finished:
-    return Finished(
-        attempt=start.attempt,
-        time_s=time.time(),
-        num_steps=NUM_STEPS,
-        train_loss=1.0,
-        eval_loss_before=None,
-        eval_loss_after=None,
-        samples_per_s=0.0,
-        tokens_per_s=0.0,
-        train_time_s=0.0,
-        result="result",
-    )
+    return dist
 
 
 if __name__ == "__main__":
