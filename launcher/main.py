@@ -14,6 +14,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -46,6 +47,8 @@ CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
 
 
+# Where Hydra's sweepers that search leave what they found, in hydra.sweep.dir.
+SEARCH_RESULTS = "optimization_results.yaml"
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -140,9 +143,10 @@ def call_hydra(argv: Sequence[str], overrides: Sequence[str], console: Console) 
         with tempfile.TemporaryDirectory(prefix="fitlaunch-") as scratch:
             folders = [f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}", "hydra.sweep.subdir=."]
             sys.argv = [original[0], *options, *folders, *overrides]
-            hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name=CONFIG_NAME)(
-                SweepTask(console)
-            )()
+            task = SweepTask(console)
+            hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name=CONFIG_NAME)(task)()
+            if "command" in vars(task):
+                task.command.keep_search(Path(scratch) / SEARCH_RESULTS)
     finally:
         sys.argv = original
 

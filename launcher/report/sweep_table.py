@@ -30,6 +30,7 @@ class CellResult:
     then says how it stands. error: for which it could not be started. is_dropped: it does not fit, and was left out.
     """
 
+    number: int
     overrides: tuple[str, ...]
     plan: MemoryPlan | None
     outcome: Outcome | None
@@ -52,15 +53,17 @@ def short_keys(keys: Sequence[str]) -> list[str]:
     return [word if words.count(word) == 1 else key for key, word in zip(keys, words, strict=True)]
 
 
-def show_sweep(plans: Sequence[MemoryPlan], console: Console, *, overrides: Sequence[Sequence[str]]) -> None:
-    """Every cell's plan in one table; `overrides` are each cell's, in the order of `plans`."""
+def show_sweep(
+    plans: Sequence[MemoryPlan], console: Console, *, overrides: Sequence[Sequence[str]], first: int = 0
+) -> None:
+    """Every cell's plan in one table; `overrides` are each cell's, in the order of `plans`. first: its number."""
     keys, values = differing(overrides)
     fitting = sum(plan.verdict is not Verdict.DOES_NOT_FIT for plan in plans)
     unit, unit_bytes = common_unit(plan.process_high_bytes for plan in plans)
     show(console, heading(f"{plural(len(plans), 'plan')}, {fitting} of them to run", f"{unit} per rank"))
     titles = ("", *short_keys(keys), "micro", "allocated", "process", "at most", "verdict")
     table = columns("r" + "w" * len(keys) + "rrrrw", titles)
-    for number, (plan, cell) in enumerate(zip(plans, values, strict=True)):
+    for number, (plan, cell) in enumerate(zip(plans, values, strict=True), start=first):
         table.add_row(
             Text(str(number), style="dim"),
             *cell,
@@ -89,8 +92,8 @@ def show_results(results: Sequence[CellResult], console: Console) -> None:
     titles = ("", *short_keys(keys), "status", "eval loss", "samples/s", "planned", "measured")
     table = columns("r" + "w" * len(keys) + "wrrrr", titles)
     folders = columns("rw")
-    for number, (result, cell) in enumerate(zip(results, values, strict=True)):
-        index = Text(str(number), style="dim")
+    for result, cell in zip(results, values, strict=True):
+        index = Text(str(result.number), style="dim")
         sizes = (unit_words(size, unit_bytes) for size in (_planned_bytes(result), _measured_bytes(result)))
         table.add_row(index, *cell, *_ending(result), *sizes)
         if result.outcome is not None:

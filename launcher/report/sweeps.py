@@ -62,6 +62,11 @@ def show_sent(folder: SweepFolder, sent: Sequence[ArraySubmission], console: Con
     show(console, indented(rows))
 
 
+def show_search(text: str, path: Path, console: Console) -> None:
+    """What a sweeper that searches says at its end."""
+    show(console, heading("What the search found", shown_path(path, Path.cwd())), indented(Text(text.rstrip())))
+
+
 def show_rendered(folder: SweepFolder, num_arrays: int, console: Console) -> None:
     """The commands that would submit what was written."""
     show(console, heading("Rendered", folder.root.name))

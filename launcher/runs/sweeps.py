@@ -5,6 +5,7 @@ runs/sweeps/<id>/
   array-<n>.json      the n-th array, from 1: written before it is submitted, again when Slurm has answered
   array-<n>.sh        its script
   cells-<n>.txt       its run folders, one a line; element 0 is the first
+  search.yaml         what a sweeper that searches found, in its own words
   control/cancelled   exists: the user cancelled the sweep; none of its cells starts until they are retried
 
 The cells are ordinary runs, whose folders lie beside `sweeps`.
@@ -81,8 +82,8 @@ class SweepFolder:
         return self.root / "control" / "cancelled"
 
     @property
-    def optimisation(self) -> Path:
-        return self.root / "optimization_results.yaml"
+    def search(self) -> Path:
+        return self.root / "search.yaml"
 
     def array(self, number: int) -> Path:
         return self.root / f"array-{number}.json"

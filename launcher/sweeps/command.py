@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 
 from rich.console import Console
 
@@ -15,8 +16,9 @@ from launcher.execution import frozen
 from launcher.host import detect_host
 from launcher.report.plan_json import plans_json
 from launcher.report.sweep_table import CellResult, show_results, show_sweep
+from launcher.report.sweeps import show_search
 from launcher.runs.lock import hold_lock
-from launcher.runs.records import Status, write_record
+from launcher.runs.records import Status, write_atomically, write_record
 from launcher.runs.sweeps import Sweep, SweepFolder, new_sweep_id, sweep_folder
 from launcher.spec import ClusterKind, Mode
 from launcher.sweeps.cells import PlannedCell, number_cells
@@ -102,12 +104,21 @@ class SweepCommand:
         show_results(results, self._console)
         return results
 
+    def keep_search(self, results: Path) -> None:
+        """Show what a sweeper that searches found, and keep it with the sweep. results: its own file, if it has any."""
+        if self.folder is None or not results.is_file():
+            return
+        text = results.read_text()
+        write_atomically(self.folder.search, text)
+        show_search(text, self.folder.search, self._console)
+
     def _show_plans(self, prepared: Sequence[Prepared]) -> None:
         plans = [cell.plan for cell in prepared]
         if prepared[0].as_json:
             sys.stdout.write(plans_json(plans) + "\n")
         else:
-            show_sweep(plans, self._console, overrides=[cell.overrides for cell in prepared])
+            overrides = [cell.overrides for cell in prepared]
+            show_sweep(plans, self._console, overrides=overrides, first=len(self._cells))
 
     def _register(self, folder: SweepFolder, cells: Sequence[PlannedCell]) -> None:
         """Write down which runs are the sweep's, before anything of theirs is written."""
@@ -163,7 +174,10 @@ def _render_all(cells: Sequence[PlannedCell]) -> list[CellResult]:
     for cell in cells:
         if not cell.prepared.refused:
             write_run_folder(frozen(cell.prepared, run_id=cell.run_id), now_s=time.time())
-    return [CellResult(overrides=cell.prepared.overrides, plan=cell.prepared.plan, outcome=None) for cell in cells]
+    return [
+        CellResult(number=cell.number, overrides=cell.prepared.overrides, plan=cell.prepared.plan, outcome=None)
+        for cell in cells
+    ]
 
 
 def value_of(result: CellResult) -> Value:

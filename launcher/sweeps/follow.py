@@ -113,6 +113,7 @@ def follow_cells(folder: SweepFolder, cells: Sequence[PlannedCell], queue: Queue
                 time.sleep(0.1)
     return [
         CellResult(
+            number=cell.number,
             overrides=cell.prepared.overrides,
             plan=cell.prepared.plan,
             outcome=row.outcome,

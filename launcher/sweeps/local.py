@@ -199,6 +199,7 @@ def run_folder(runs_dir: Path, cell: Cell) -> RunFolder:
 
 def _result(cell: LocalCell, row: Row) -> CellResult:
     return CellResult(
+        number=cell.cell.number,
         overrides=cell.cell.overrides,
         plan=cell.plan,
         outcome=row.outcome,

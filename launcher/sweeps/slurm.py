@@ -152,6 +152,7 @@ def unwaited(cells: Sequence[PlannedCell]) -> list[CellResult]:
     """What the sweeper is told of cells that nobody waits for."""
     return [
         CellResult(
+            number=cell.number,
             overrides=cell.prepared.overrides,
             plan=cell.prepared.plan,
             outcome=None,

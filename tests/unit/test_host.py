@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from launcher.host import Host, cgroup, detect_host
 from launcher.host.detect import usable_cores
-from launcher.host.nvml import visible_indices
+from launcher.host.nvml import cards_now, visible_indices
 from launcher.units import GIB, MIB
 
 
@@ -23,6 +24,7 @@ class FakeGpu:
     reserved_mib: int
     capability: tuple[int, int] = (8, 0)
     uuid: str = "GPU-0"
+    used_mib: int = 0
 
 
 T4 = FakeGpu("Tesla T4", 15360, 448, (7, 5), "GPU-aa11")
@@ -70,7 +72,8 @@ class FakeNvml:
         assert version == self.nvmlMemory_v2
         if self.failure:
             raise self.NVMLError(self.failure)
-        return SimpleNamespace(total=gpu.total_mib * MIB, reserved=gpu.reserved_mib * MIB)
+        free_mib = gpu.total_mib - gpu.reserved_mib - gpu.used_mib
+        return SimpleNamespace(total=gpu.total_mib * MIB, reserved=gpu.reserved_mib * MIB, free=free_mib * MIB)
 
     def nvmlDeviceGetCudaComputeCapability(self, gpu: FakeGpu) -> tuple[int, int]:  # noqa: N802
         return gpu.capability
@@ -123,6 +126,21 @@ def test_a_driver_that_does_not_answer_means_no_gpus_and_says_why(fails_late: bo
     assert (host.num_gpus, host.gpu, host.gpu_names, host.gpu_driver) == (0, None, (), None)
     assert host.gpu_problem == "Driver/library version mismatch"
     assert not nvml.is_open
+
+
+def test_what_is_free_of_each_gpu_now() -> None:
+    gpus = (A100, dataclasses.replace(T4, used_mib=912), ODD)
+    a100, t4, odd = 81_050 * MIB, 14_000 * MIB, 20_000 * MIB
+    assert free_now(FakeNvml(gpus)) == [("0", a100), ("1", t4), ("2", odd)]
+    assert free_now(FakeNvml(gpus), "2,GPU-aa11") == [("2", odd), ("GPU-aa11", t4)]
+    assert free_now(FakeNvml(gpus), "1,7,0") == [("1", t4)]
+    assert free_now(FakeNvml(gpus, failure="gone", fails_late=True)) == []
+
+
+def free_now(nvml: FakeNvml, visible: str | None = None) -> list[tuple[str, int]]:
+    cards = cards_now({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}, nvml)
+    assert not nvml.is_open
+    return [(card.name, card.free_bytes) for card in cards]
 
 
 UUIDS = ("GPU-aa11", "GPU-aa22", "GPU-bb33")

@@ -167,6 +167,7 @@ def test_results(tmp_path: Path, golden: Golden) -> None:
     ends = [Status.FINISHED, Status.STOPPED, Status.FAILED]
     cells = [
         CellResult(
+            number=number,
             overrides=("gpus=4", "method=lora", f"train.learning_rate={rate}"),
             plan=plan(ON_GPU),
             outcome=dataclasses.replace(
@@ -176,10 +177,11 @@ def test_results(tmp_path: Path, golden: Golden) -> None:
         for number, (status, rate) in enumerate(zip(ends, ("1e-4", "2e-4", "5e-4"), strict=True))
     ]
     no_start = CellResult(
-        overrides=("gpus=4", "method=lora", "train.learning_rate=1e-3"), plan=plan(ON_GPU), outcome=None,
+        number=3, overrides=("gpus=4", "method=lora", "train.learning_rate=1e-3"), plan=plan(ON_GPU), outcome=None,
         note="not started: stopped",
     )  # fmt: skip
     too_large = CellResult(
+        number=4,
         overrides=("gpus=4", "method=full", "train.learning_rate=1e-3"),
         plan=plan(ON_GPU, verdict=Verdict.DOES_NOT_FIT),
         outcome=None,

@@ -113,13 +113,14 @@ def test_results_keep_their_numbers(columns: int, tmp_path: Path) -> None:
     job = spec(gpus_per_node=2)
     results = [
         CellResult(
+            number=number,
             overrides=(f"shard={shard}", f"method={method}"),
             plan=plan(job),
             outcome=dataclasses.replace(
                 run_folder(tmp_path / shard, job, status=Status.FINISHED), run_dir=Path("/runs") / shard
             ),
         )
-        for shard, method in (("zero3", "lora"), ("fsdp", "qlora"))
+        for number, (shard, method) in enumerate((("zero3", "lora"), ("fsdp", "qlora")))
     ]
 
     def draw(console: Console) -> None:
