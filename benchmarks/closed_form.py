@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     compared = [compare(case, traces[case.name], RANK) for case in cases if case.name in traces]
     _print(Console(width=WIDTH), compared, failed)
     if options.record:
-        write_traces(traces)
+        if not options.recorded:
+            write_traces(traces)
         with RESULT.open("w") as file:
             _print(Console(file=file, width=WIDTH), compared, failed)
 
@@ -87,7 +88,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cached", action="store_true", help="only cases that were traced before")
     parser.add_argument("--recorded", action="store_true", help="take the traces that were recorded; traces nothing")
     parser.add_argument("--record", action="store_true", help=f"write the traces and {RESULT.name} as well")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.record and options.only:
+        parser.error("--record is of the whole grid: leave out --only")
+    return options
 
 
 def _print(console: Console, compared: Sequence[Compared], failed: Sequence[tuple[Case, str]]) -> None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 from launcher.models import ARCHITECTURES
 from launcher.planner.workload import Workload
 from launcher.spec import Attention
+from launcher.units import round_up
 
 FP32 = 4
+LARGEST_FLASH_HEAD = 256
+FLASH_CAPABILITY = (8, 0)
 MASK_BYTES = 1
 
 
@@ -81,9 +84,32 @@ def working_bytes(work: Workload) -> int:
     width, keys = work.compute_bytes, query_width(work) if expands_keys(work) else key_width(work)
     gradients = width * (2 * query_width(work) + 2 * keys)
     if work.spec.train.attention is not Attention.EAGER:
-        return gradients
+        return gradients + (flash_scratch_bytes(work) if is_flash(work) else 0)
     heads, length = work.shape.num_attention_heads, work.spec.train.sequence_length
     return gradients + heads * length * softmax_backward_bytes(work)
+
+
+def is_flash(work: Workload) -> bool:
+    """Whether the flash kernel runs: on CUDA from Ampere on, in half precision, without a mask (torch 2.13
+    aten/src/ATen/native/transformers/cuda/sdp_utils.cpp use_flash_attention)."""
+    capability = work.spec.device.compute_capability
+    return (
+        work.on_cuda
+        and work.compute_bytes != FP32
+        and not has_mask(work)
+        and work.shape.head_dim <= LARGEST_FLASH_HEAD
+        and (capability is None or capability >= FLASH_CAPABILITY)
+    )
+
+
+def flash_scratch_bytes(work: Workload) -> int:
+    """What its backward pass takes inside: the query's gradient and a row sum in fp32, heads rounded up to 32
+    elements (64 above 128); where there are fewer key heads, the gradients of keys and values for every query head
+    (torch 2.13 aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp mha_bwd)."""
+    head, heads = work.shape.head_dim, work.shape.num_attention_heads
+    in_fp32 = heads * FP32 * (1 + round_up(head, 32 if head <= 128 else 64))
+    is_grouped = heads != work.shape.num_key_value_heads
+    return in_fp32 + (2 * query_width(work) * work.compute_bytes if is_grouped else 0)
 
 
 def softmax_backward_bytes(work: Workload) -> int:

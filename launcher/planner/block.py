@@ -62,7 +62,7 @@ def block_bytes(work: Workload, block: Block) -> BlockBytes:
     linears = {p.name.removesuffix(".weight"): p for p in block.parameters if p.role is Role.LINEAR}
     adapted = adapted_modules(block)
     in_attention = {name: matrix for name, matrix in adapted.items() if name.startswith("self_attn.")}
-    in_mlp = {name: matrix for name, matrix in adapted.items() if name not in in_attention}
+    in_mlp = {name: m for name, m in adapted.items() if name.startswith("mlp.") and "experts" not in name}
     norms = [p for p in block.parameters if p.role is Role.NORM]
     hidden = work.shape.hidden_size
     residual = hidden * work.residual_bytes
@@ -136,7 +136,7 @@ def _mlp_width(work: Workload, block: Block) -> int:
 
 def _mlp_saved(work: Workload, block: Block, linears: dict[str, Held]) -> int:
     """The gate before and after its activation, the up projection, and the inputs of what is trained."""
-    kept = 3 * _mlp_width(work, block) * work.compute_bytes
+    kept = 3 * _mlp_width(work, block) * _mlp_bytes(work, block)
     if _is_sparse(block):
         return kept + _expert_extra(work, block)
     readers = [p for name, p in linears.items() if name.startswith("mlp.") and not name.endswith("down_proj")]
@@ -149,7 +149,7 @@ def _mlp_working(work: Workload, block: Block) -> int:
     or adapted down projection, it is gone by then. An adapter in fp32 under autocast has its input's gradient in the
     compute dtype, in fp32 and in the compute dtype again, while the product is still there. Adapted experts have their
     weights' gradient first, when there is but the incoming one beside what is saved."""
-    width = work.compute_bytes
+    width = _mlp_bytes(work, block)
     if has_adapted_experts(block):
         return _mlp_width(work, block) * width
     down = [p for p in block.parameters if ".down_proj" in p.name]
@@ -165,7 +165,7 @@ def _expert_extra(work: Workload, block: Block) -> int:
     adapted, the output that the routing weight multiplies, four int64 indices and two fp32 weights; once a token the
     router's softmax and normaliser in fp32, and its input where it is trained
     (transformers 5.23 integrations/moe.py and models/mixtral/modeling_mixtral.py)."""
-    shape, width = work.shape, work.compute_bytes
+    shape, width = work.shape, work.expert_bytes
     visits = shape.num_experts_per_tok
     trained = any(p.role is Role.EXPERT and p.state is State.TRAINED for p in block.parameters)
     trained = trained or has_adapted_experts(block)
@@ -182,7 +182,17 @@ def has_adapted_experts(block: Block) -> bool:
 
 
 def _mlp_forward(work: Workload, block: Block) -> int:
-    return 3 * _mlp_width(work, block) * work.compute_bytes
+    """The gate before and after its activation, and the up projection. Of experts first the gathered input; it is there
+    to the end, when beside it are the outputs, those by their weights, and the same in the order of the tokens."""
+    inner = 3 * _mlp_width(work, block) * _mlp_bytes(work, block)
+    if not _is_sparse(block):
+        return inner
+    gathered = work.shape.num_experts_per_tok * work.shape.hidden_size * _mlp_bytes(work, block)
+    return gathered + max(inner, 3 * gathered)
+
+
+def _mlp_bytes(work: Workload, block: Block) -> int:
+    return work.expert_bytes if _is_sparse(block) else work.compute_bytes
 
 
 def adapted_modules(block: Block) -> dict[str, Held]:
@@ -201,6 +211,7 @@ def adapter_bytes(work: Workload, adapted: dict[str, Held]) -> int:
     those of a quantised layer leave that to autocast, which has nothing to cast. Without autocast the copy is in their
     own dtype. Adapters in the dtype of their input keep the input itself, which the layers of one group share. With
     dropout each keeps its own dropped-out copy and the mask (peft 0.21 tuners/lora/layer.py Linear.forward, bnb.py).
+    Those of stacked experts change the weights instead, and keep no input (launcher/planner/experts.py).
     """
     width = work.adapter_input_bytes
     own_copy = casts_adapter_inputs(work) or width != work.compute_bytes or bool(work.spec.method.dropout)
@@ -209,13 +220,12 @@ def adapter_bytes(work: Workload, adapted: dict[str, Held]) -> int:
     total = 0
     for module, matrix in adapted.items():
         rank, num_inputs = matrix.shape
-        repeats = _visits(work, module)
-        total += repeats * rank * width
+        total += rank * width
         group = _input_group(module)
         if own_copy:
-            total += repeats * num_inputs * (width + mask)
+            total += num_inputs * (width + mask)
         elif group not in shared and not _is_saved_anyway(work, group):
-            total += repeats * num_inputs * width
+            total += num_inputs * width
         shared.add(group)
     return total
 
@@ -235,10 +245,6 @@ def _dropout_mask_bytes(work: Workload) -> int:
     if work.on_cuda:
         return 1
     return FP32 if work.autocasts_weights else work.compute_bytes
-
-
-def _visits(work: Workload, module: str) -> int:
-    return work.shape.num_experts_per_tok if "experts" in module else 1
 
 
 def _input_group(module: str) -> str:

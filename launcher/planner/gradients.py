@@ -62,6 +62,11 @@ def in_flight_numel(inventory: Inventory, moment: Moment) -> int:
     return max((p.numel for p in found), default=0)
 
 
+def is_of_experts(inventory: Inventory, moment: Moment) -> bool:
+    """Whether the gradient that was just computed is one of stacked experts, the largest of a block's."""
+    return moment.place is not None and any(p.role is Role.EXPERT for p in inventory.largest_block.trained)
+
+
 def is_of_embedding(parameter: Held) -> bool:
     """Whether it is the embedding or its adapter."""
     return parameter.role is Role.EMBEDDING or "lora_embedding" in parameter.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from launcher.planner.activations import activation_terms, activations_at, forward_activations
 from launcher.planner.logits import evaluated_logits, logits_at
@@ -24,16 +24,21 @@ def rank_plans(work: Workload) -> tuple[RankPlan, ...]:
     classes = sharding.rank_classes(work)
     _, first = classes[0]
     passing, moments = passing_terms(work), highest_moments(work, first)
+    besides = sharding.after_evaluation(work)
     return tuple(
-        RankPlan(ranks=tuple(ranks), terms=with_first_step(joined((*sharding.terms(work, rank), *passing), moments)))
+        RankPlan(
+            ranks=tuple(ranks),
+            terms=with_first_step(joined((*sharding.terms(work, rank), *passing), moments), besides),
+        )
         for ranks, rank in classes
     )
 
 
 def plan_of_rank(work: Workload, rank: int) -> RankPlan:
     """One rank's own plan, where its class is planned for another."""
-    found = (*SHARDINGS[work.spec.shard.kind].terms(work, rank), *passing_terms(work))
-    return RankPlan(ranks=(rank,), terms=with_first_step(joined(found, highest_moments(work, rank))))
+    sharding = SHARDINGS[work.spec.shard.kind]
+    found = joined((*sharding.terms(work, rank), *passing_terms(work)), highest_moments(work, rank))
+    return RankPlan(ranks=(rank,), terms=with_first_step(found, sharding.after_evaluation(work)))
 
 
 def passing_terms(work: Workload) -> tuple[Term, ...]:
@@ -97,11 +102,17 @@ def joined(found: tuple[Term, ...], moments: list[tuple[Moment, tuple[Term, ...]
     return tuple(by_name.values())
 
 
-def with_first_step(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+def with_first_step(terms: tuple[Term, ...], besides: Mapping[Phase, tuple[Term, ...]]) -> tuple[Term, ...]:
     """The terms, those alive at the peak of the first step marked so: it is a later step's, without optimizer states
-    until the optimizer makes them."""
-    peak = max(STEP, key=lambda phase: sum(t.size_bytes for t in terms if _is_in_first_step(t, phase)))
-    return tuple(_marked(found, in_first_step=_is_in_first_step(found, peak)) for found in terms)
+    until the optimizer makes them, and with what the evaluation before it has left."""
+
+    def size_bytes(phase: Phase) -> int:
+        alive = (t.size_bytes for t in terms if _is_in_first_step(t, phase))
+        return sum(alive) + sum(t.size_bytes for t in besides.get(phase, ()))
+
+    peak = max(STEP, key=size_bytes)
+    marked = (_marked(found, in_first_step=_is_in_first_step(found, peak)) for found in terms)
+    return (*marked, *besides.get(peak, ()))
 
 
 def _is_in_first_step(found: Term, phase: Phase) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from launcher.planner import quantisation
 from launcher.planner.inventory import State
-from launcher.planner.terms import ALWAYS, term
-from launcher.planner.types import Term, TermKind
+from launcher.planner.terms import ALWAYS, FROM_WRAP, term
+from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.workload import Workload
 
 BASE_STATES = (State.TRAINED, State.FROZEN)
@@ -14,6 +14,13 @@ BASE_STATES = (State.TRAINED, State.FROZEN)
 def whole_weights(work: Workload) -> tuple[Term, ...]:
     """Every parameter, unsharded."""
     return (*base_weights(work), *quantised_weights(work), *adapters(work))
+
+
+def on_device(work: Workload) -> tuple[Phase, ...]:
+    """When a rank's device holds parameters. transformers loads into host RAM, and the Trainer moves the model as it
+    wraps it; only a quantised one is loaded onto the device (5.23 quantizers/quantizer_bnb_4bit.py
+    update_device_map)."""
+    return FROM_WRAP if work.on_cuda and not work.inventory.numel(State.QUANTISED) else ALWAYS
 
 
 def base_weights(work: Workload) -> tuple[Term, ...]:
@@ -27,7 +34,7 @@ def base_weights(work: Workload) -> tuple[Term, ...]:
                 f"{state} weights",
                 TermKind.WEIGHTS,
                 numel * width,
-                ALWAYS,
+                on_device(work),
                 formula=f"{numel:,} elements x {width} B",
                 source="parameter inventory; launcher/precision.py",
             )
@@ -83,7 +90,7 @@ def adapters(work: Workload) -> tuple[Term, ...]:
         "LoRA adapters",
         TermKind.ADAPTERS,
         numel * width,
-        ALWAYS,
+        FROM_WRAP if work.on_cuda else ALWAYS,
         formula=f"{numel:,} elements x {width} B",
         source="peft 0.21 tuners/lora/layer.py; launcher/precision.py",
     )

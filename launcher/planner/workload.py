@@ -61,6 +61,14 @@ class Workload:
         return self.matmul_bytes
 
     @property
+    def expert_bytes(self) -> int:
+        """Bytes of one activation inside stacked experts: autocast knows no grouped product, so that inputs are cast to
+        the weights' own dtype (transformers 5.23 integrations/moe.py _grouped_mm)."""
+        if self.autocasts_weights and self.spec.method.kind is MethodKind.FULL:
+            return self.dtypes.trained.num_bytes
+        return self.compute_bytes
+
+    @property
     def matmul_bytes(self) -> int:
         """Bytes of one element of what a matrix product reads: the precision's compute dtype."""
         return self.dtypes.compute.num_bytes

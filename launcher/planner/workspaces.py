@@ -12,7 +12,7 @@ from launcher.planner.terms import FROM_FIRST_STEP, at, term
 from launcher.planner.types import Term, TermKind
 from launcher.planner.workload import Workload
 
-MATMUL_ROLES = (Role.LINEAR, Role.HEAD, Role.ADAPTER, Role.EXPERT, Role.ROUTER)
+MATMUL_ROLES = (Role.LINEAR, Role.HEAD, Role.ADAPTER, Role.ROUTER)  # autocast knows no grouped product of experts
 
 
 def workspace_terms(work: Workload) -> tuple[Term, ...]:

@@ -3,6 +3,7 @@
 rank_classes(work): the ranks, gathered by equal plans, each class with the rank that is planned for it.
 terms(work, rank): weights, gradients, optimizer states and buffers of a rank that do not depend on the moment.
 terms_at(work, rank, moment): those that do, from the loss on.
+after_evaluation(work): what a step that follows an evaluation has besides, by phase.
 GATHERS: the points of a forward pass, besides its blocks, at which gathering can make it the highest.
 forward_terms(work, moment): what is gathered at a point of a forward pass, a step's or an evaluation's.
 """
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from launcher.planner.moments import Moment, Point
 from launcher.planner.sharding import ddp, fsdp, zero2, zero3
-from launcher.planner.types import Term
+from launcher.planner.types import Phase, Term
 from launcher.planner.workload import Workload
 from launcher.spec import ShardKind
 
@@ -29,6 +30,8 @@ class Sharding(Protocol):
     def terms(self, work: Workload, rank: int) -> tuple[Term, ...]: ...
 
     def terms_at(self, work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]: ...
+
+    def after_evaluation(self, work: Workload) -> dict[Phase, tuple[Term, ...]]: ...
 
     def forward_terms(self, work: Workload, moment: Moment) -> tuple[Term, ...]: ...
 

@@ -11,20 +11,24 @@ from __future__ import annotations
 
 from launcher.planner import optimizer
 from launcher.planner.foreach import foreach_term
-from launcher.planner.gradients import gradient_terms, gradients_so_far, in_flight_numel, made_numel
+from launcher.planner.gradients import (
+    gradient_terms,
+    gradients_so_far,
+    in_flight_numel,
+    is_of_experts,
+    made_numel,
+)
 from launcher.planner.moments import EMBEDDING, HEAD, Moment, Point
 from launcher.planner.outside import managed_term
+from launcher.planner.sharding.broadcast import LIMIT_BYTES, broadcast_bytes
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.terms import FROM_FIRST_STEP, FROM_WRAP, at, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.weights import whole_weights
 from launcher.planner.workload import Workload
-from launcher.units import MIB
 
 SOURCE = "torch 2.13 csrc/distributed/c10d/reducer.cpp"
 ACCUMULATE_SOURCE = "torch 2.13 autograd AccumulateGrad"
-BROADCAST_BYTES = 250 * MIB
-BROADCASTS_IN_FLIGHT = 2
 
 GATHERS: tuple[Point, ...] = ()  # every parameter is there
 
@@ -50,6 +54,12 @@ def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     return (*whole_weights(work), *_broadcast(work), *_buckets(work), *_gradients(work), *_optimizer_states(work))
 
 
+def after_evaluation(work: Workload) -> dict[Phase, tuple[Term, ...]]:
+    """An evaluation leaves nothing."""
+    del work
+    return {}
+
+
 def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
     """The gradients that exist, and the one just computed."""
     del rank
@@ -69,13 +79,15 @@ def bucket_bytes(work: Workload) -> int:
 
 def _broadcast(work: Workload) -> tuple[Term, ...]:
     """Rank 0's weights are sent in flat pieces when the wrapper is made."""
-    whole = sum(found.size_bytes for found in whole_weights(work)) if is_wrapped(work) else 0
+    size_bytes = broadcast_bytes(work) if is_wrapped(work) else 0
+    later = bucket_bytes(work)
     return term(
         "weights being broadcast",
         TermKind.SHARDING_BUFFERS,
-        min(whole, BROADCASTS_IN_FLIGHT * BROADCAST_BYTES),
+        max(size_bytes - later, 0),
         (Phase.WRAP,),
-        formula=f"{BROADCASTS_IN_FLIGHT} x {BROADCAST_BYTES:,} B, of {whole:,} B",
+        formula=f"two flat pieces of at least {LIMIT_BYTES:,} B or all there is: {size_bytes:,} B,"
+        f" before {later:,} B of buckets",
         source="torch 2.13 nn/parallel/distributed.py broadcast_bucket_size; csrc/distributed/c10d/comm.cpp",
     )
 
@@ -114,7 +126,8 @@ def _in_flight(work: Workload, moment: Moment) -> tuple[Term, ...]:
     """The gradient that was just computed: under autocast first in the compute dtype, then in fp32; and, with bucket
     views or accumulation, before it is added to what is there. A tied head's waits for the embedding's."""
     numel = in_flight_numel(work.inventory, moment)
-    is_cast = work.autocasts_weights and moment is not EMBEDDING  # a lookup is not
+    # Neither a lookup nor a grouped product of experts is.
+    is_cast = work.autocasts_weights and moment is not EMBEDDING and not is_of_experts(work.inventory, moment)
     is_beside = work.accumulates or has_views(work)
     width = (work.matmul_bytes if is_cast else 0) + (work.gradient_bytes if is_beside else 0)
     waits = moment is EMBEDDING or (is_beside and moment is not HEAD)

@@ -28,7 +28,12 @@ def partition_numel(numel: int, world_size: int) -> int:
 @lru_cache(maxsize=64)
 def ends(inventory: Inventory) -> tuple[int, ...]:
     """Where each trained matrix ends, in elements: the embedding, the blocks, the head."""
-    return tuple(accumulate(p.numel for p in _in_order(inventory)))
+    return tuple(accumulate(matrices(inventory)))
+
+
+def matrices(inventory: Inventory) -> Iterable[int]:
+    """Elements of each trained matrix, in this order."""
+    return (p.numel for p in _in_order(inventory))
 
 
 @lru_cache(maxsize=64)

@@ -39,9 +39,9 @@ from launcher.planner.moments import (
     Point,
 )
 from launcher.planner.sharding import rows
-from launcher.planner.sharding.loading import whole_while_loading
+from launcher.planner.sharding.loading import is_loaded_whole, whole_while_loading
 from launcher.planner.sharding.tied import waiting_numel
-from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, at, term
+from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, FROM_WRAP, at, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.weights import whole_constants
 from launcher.planner.workload import Workload
@@ -81,7 +81,7 @@ def _shards(work: Workload) -> tuple[Term, ...]:
             f"{state} weights, shard",
             kind,
             rows.shard_bytes(work, state),
-            ALWAYS,
+            FROM_WRAP if work.on_cuda else ALWAYS,
             formula=f"{work.inventory.numel(state):,} elements / {work.world_size} ranks, rows rounded up",
             source=SOURCE,
         )
@@ -200,6 +200,32 @@ def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
         copies + flat * groups(work).flat_factor,
         formula=f"{copies:,} B in use + {flat:,} B in flat buffers",
         source=f"{GROUPS}; {COLLECTIVES}",
+    )
+
+
+def after_evaluation(work: Workload) -> dict[Phase, tuple[Term, ...]]:
+    """The tail is resharded by the backward pass alone, so that a step after an evaluation, as the first is, begins
+    with its copies. As nothing is gathered for the head then, the last block's flat buffer stays. A tied tail is there
+    from the embedding on anyway."""
+    found = groups(work)
+    if work.inventory.is_tied:
+        return {}
+    return {
+        Phase.FORWARD: _left("tail, still gathered after an evaluation", found.tail),
+        Phase.LOSS: _left(
+            "last block's flat buffer, in place of the tail's", max(found.block - found.tail, 0) * found.flat_factor
+        ),
+    }
+
+
+def _left(name: str, size_bytes: int) -> tuple[Term, ...]:
+    return term(
+        name,
+        TermKind.SHARDING_BUFFERS,
+        size_bytes,
+        (Phase.FIRST_STEP,),
+        formula=f"{size_bytes:,} B",
+        source=f"{GROUPS}; torch 2.13 distributed/fsdp/_fully_shard/_fsdp_param_group.py wait_for_unshard",
     )
 
 
@@ -322,17 +348,33 @@ def _reduced(work: Workload, moment: Moment) -> tuple[Term, ...]:
 
 
 def _loading(work: Workload) -> tuple[Term, ...]:
-    """Wrapping and saving pass one whole parameter through the device at a time. Quantised weights are not spared the
-    whole: bitsandbytes puts all of them on the device as they are loaded, and accelerate keeps them until the wrapped
-    model has taken their place."""
-    largest = max(
-        p.numel * rows.stored(work, p)[1] for p, _ in work.inventory.counted() if p.state is not State.QUANTISED
+    """Wrapping passes one whole parameter after the other through the device, and saving gathers them; of a tied
+    embedding, which comes a second time as the head, there is a second shard meanwhile. A quantised model is whole on
+    the device already, until the wrapped one has taken its place."""
+    largest, parameter = max(
+        ((p.numel * rows.stored(work, p)[1], p) for p, _ in work.inventory.counted() if p.state is not State.QUANTISED),
+        key=lambda pair: pair[0],
     )
-    return term(
-        "one whole parameter",
-        TermKind.SHARDING_BUFFERS,
-        largest,
-        (Phase.WRAP, Phase.SAVE),
-        formula=f"the largest, {largest:,} B",
-        source="accelerate 1.15 utils/fsdp_utils.py; torch 2.13 distributed/checkpoint/state_dict.py",
-    ) + whole_while_loading(work)
+    again = 0
+    if work.inventory.is_tied and is_of_embedding(parameter):
+        again = rows.padded_numel(parameter.shape, work.world_size) * rows.stored(work, parameter)[1]
+    source = "accelerate 1.15 utils/fsdp_utils.py; torch 2.13 distributed/checkpoint/state_dict.py"
+    return (
+        *term(
+            "one whole parameter",
+            TermKind.SHARDING_BUFFERS,
+            0 if is_loaded_whole(work) else largest + again,
+            (Phase.WRAP,),
+            formula=f"the largest, {largest:,} B + {again:,} B of a tied one's shard",
+            source=source,
+        ),
+        *term(
+            "one whole parameter, to save it",
+            TermKind.SHARDING_BUFFERS,
+            largest,
+            (Phase.SAVE,),
+            formula=f"the largest, {largest:,} B",
+            source=source,
+        ),
+        *whole_while_loading(work),
+    )

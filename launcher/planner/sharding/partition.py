@@ -11,6 +11,7 @@ from launcher.planner.outside import managed_term
 from launcher.planner.terms import FROM_FIRST_STEP, FROM_WRAP, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.workload import Workload
+from launcher.spec import MethodKind
 
 NORM_BYTES = 8  # deepspeed 0.19.8 runtime/utils.py get_norm_dtype: fp64
 
@@ -42,6 +43,23 @@ def optimizer_states(work: Workload, numel: int, num_at_a_time: int) -> tuple[Te
         )
         + managed_term(work, ((numel, 1),))
         + foreach_term(work, num_at_a_time)
+    )
+
+
+def held_by_graph(work: Workload) -> tuple[Term, ...]:
+    """accelerate steps inside its backward(), while the loss still holds the graph. Where blocks over a frozen
+    embedding are checkpointed, that has the embedding's output, made a leaf so that blocks need gradients, and its
+    gradient."""
+    if not work.checkpointing or work.spec.method.kind is MethodKind.FULL:
+        return ()
+    rate = 2 * work.shape.hidden_size * work.residual_bytes
+    return term(
+        "embedding's output and its gradient",
+        TermKind.ACTIVATIONS,
+        rate * work.tokens,
+        (Phase.OPTIMIZER,),
+        formula=f"{rate:,} B x {work.tokens:,} tokens",
+        source="peft 0.21 peft_model.py _prepare_model_for_gradient_checkpointing; accelerate 1.15 utils/deepspeed.py",
     )
 
 

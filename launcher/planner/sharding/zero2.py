@@ -50,7 +50,7 @@ def is_offloaded(work: Workload) -> bool:
 
 def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     """Weights; partition and states on the device, or on the host when offloaded."""
-    on_device = (*whole_weights(work), *_flattening(work))
+    on_device = (*whole_weights(work), *_flattening(work), *partition.held_by_graph(work))
     if is_offloaded(work):
         return (*on_device, *_offload_buffer(work))
     numel = partition_numel(work)
@@ -62,6 +62,12 @@ def terms(work: Workload, rank: int) -> tuple[Term, ...]:
         *_averaged(work, rank),
         *partition.stepped_gradients(work, numel, piece, f"{SOURCE} get_grad_norm_direct, step"),
     )
+
+
+def after_evaluation(work: Workload) -> dict[Phase, tuple[Term, ...]]:
+    """An evaluation leaves nothing."""
+    del work
+    return {}
 
 
 def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
@@ -171,15 +177,16 @@ def _flattening(work: Workload) -> tuple[Term, ...]:
     width = work.stepped_dtype.num_bytes
     flat_bytes = work.inventory.trained_numel * work.dtypes.trained.num_bytes
     zeros = 0 if is_offloaded(work) else partition_numel(work) * width
+    later = staging_numel(work) * work.gradient_bytes if is_offloaded(work) else zeros
     if not _has_room(work, flat_bytes):
         flat_bytes = 0
     return term(
         "flattening",
         TermKind.SHARDING_BUFFERS,
-        max(flat_bytes - zeros, zeros),
+        max(flat_bytes - later, zeros),
         (Phase.WRAP,),
-        formula=f"the larger of the flat copy {flat_bytes:,} B, in the place of the master's {zeros:,} B,"
-        f" and zeros of the master's size",
+        formula=f"the larger of the flat copy {flat_bytes:,} B, in the place of {later:,} B that come later,"
+        f" and the master's zeros, {zeros:,} B",
         source=f"{SOURCE} flatten_dense_tensors_aligned, initialize_optimizer_states",
     )
 
@@ -192,9 +199,14 @@ def _has_room(work: Workload, flat_bytes: int) -> bool:
     return capacity - weights >= flat_bytes
 
 
+def staging_numel(work: Workload) -> int:
+    """Elements of the largest parameter that is trained."""
+    return max((p.numel for p, _ in work.inventory.counted() if p.state.is_trained), default=0)
+
+
 def _offload_buffer(work: Workload) -> tuple[Term, ...]:
     """A staging buffer as large as the largest parameter."""
-    numel = max((p.numel for p, _ in work.inventory.counted() if p.state.is_trained), default=0)
+    numel = staging_numel(work)
     return term(
         "offload staging",
         TermKind.SHARDING_BUFFERS,

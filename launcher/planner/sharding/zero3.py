@@ -14,8 +14,8 @@ from launcher.planner.block import has_adapted_experts
 from launcher.planner.gradients import in_flight_numel
 from launcher.planner.inventory import Held, State
 from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, HEAD_FORWARD, Moment, Place, Point
-from launcher.planner.sharding import partition, prefetch
-from launcher.planner.sharding.loading import whole_while_loading
+from launcher.planner.sharding import flat, partition, prefetch
+from launcher.planner.sharding.loading import is_loaded_whole, whole_while_loading
 from launcher.planner.sharding.rows import KINDS, TRAINED, storage_bytes
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, FROM_WRAP, at, term
@@ -58,22 +58,46 @@ def partition_numel(work: Workload) -> int:
     return sum(count * ceil_div(p.numel, work.world_size) for p, count in work.inventory.counted(*TRAINED))
 
 
+@lru_cache(maxsize=64)
 def sub_group_numel(work: Workload) -> int:
-    """Trained elements of one rank that are stepped at a time."""
-    assert work.spec.shard.sub_group_size is not None
-    return min(work.spec.shard.sub_group_size, partition_numel(work))
+    """Trained elements of one rank that are stepped at a time: of the largest sub-group. One is closed by the parameter
+    with which it reaches the size (_create_fp16_sub_groups)."""
+    limit, whole = work.spec.shard.sub_group_size, partition_numel(work)
+    assert limit is not None
+    if whole <= limit:
+        return whole
+    largest = filling = 0
+    for numel in flat.matrices(work.inventory):
+        filling += ceil_div(numel, work.world_size)
+        largest = max(largest, filling)
+        filling = 0 if filling >= limit else filling
+    return largest
 
 
 def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     """Partitions, states and buffers; what is offloaded leaves the device."""
     del rank  # all ranks are alike
     offload = work.spec.shard.offload
-    found = (*whole_constants(work), *_persistent(work), *_kept(work), *_bucket(work), *_loading(work))
+    found = (
+        *whole_constants(work),
+        *_persistent(work),
+        *_kept(work),
+        *_bucket(work),
+        *_loading(work),
+        *_initialising(work),
+        *partition.held_by_graph(work),
+    )
     if offload is not Offload.ALL:
         found += _shards(work)
     if offload is Offload.NONE:
-        found += (*_partitions(work), *_gradients(work), *_initialising(work), *_step(work))
+        found += (*_partitions(work), *_gradients(work), *_step(work))
     return found
+
+
+def after_evaluation(work: Workload) -> dict[Phase, tuple[Term, ...]]:
+    """An evaluation leaves nothing."""
+    del work
+    return {}
 
 
 def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
@@ -90,7 +114,7 @@ def _shards(work: Workload) -> tuple[Term, ...]:
             f"{state} weights, partition",
             kind,
             shard_bytes(work, state),
-            ALWAYS,
+            FROM_FIRST_STEP if is_loaded_whole(work) else ALWAYS,
             formula=f"{work.inventory.numel(state):,} elements / {work.world_size} ranks, each tensor rounded up",
             source=PARTITIONS,
         )
@@ -119,16 +143,21 @@ def _gradients(work: Workload) -> tuple[Term, ...]:
 
 def _initialising(work: Workload) -> tuple[Term, ...]:
     """Zeros that initialise the optimizer, and before them a second copy of the last sub-group's master; both are gone
-    when the gradient buffers come, which are counted where they stay."""
-    numel, width = sub_group_numel(work), work.stepped_dtype.num_bytes
-    later = partition_numel(work) * work.gradient_bytes + bucket_bytes(work)
+    when the gradient buffers come, which are counted where they stay. Later the job's checks gather one parameter that
+    is trained."""
+    zeros = later = 0
+    if work.spec.shard.offload is Offload.NONE:
+        zeros = sub_group_numel(work) * work.stepped_dtype.num_bytes
+        later = partition_numel(work) * work.gradient_bytes + bucket_bytes(work)
+    whole = max((numel * width for p, _ in work.inventory.counted(*TRAINED) for numel, width in [stored(work, p)]))
     return term(
-        "initialising states",
+        "initialising states, or one whole parameter",
         TermKind.SHARDING_BUFFERS,
-        max(numel * width - later, 0),
+        max(zeros - later, whole),
         (Phase.WRAP,),
-        formula=f"largest sub-group, {numel:,} elements x {width} B, before {later:,} B of gradient buffers",
-        source=f"{SOURCE} _create_fp32_partitions, initialize_optimizer_states",
+        formula=f"the larger of {zeros:,} B of the largest sub-group, before {later:,} B of gradient buffers, and"
+        f" {whole:,} B",
+        source=f"{SOURCE} _create_fp32_partitions, initialize_optimizer_states; jobs/checks.py",
     )
 
 
@@ -345,13 +374,26 @@ def _in_flight(work: Workload, moment: Moment) -> tuple[Term, ...]:
 
 
 def _loading(work: Workload) -> tuple[Term, ...]:
-    """Loading partitions one whole parameter at a time, and saving gathers one. A quantised model is loaded whole."""
+    """Loading partitions one whole parameter at a time, and saving gathers one. A quantised model is loaded whole, and
+    its parameters are partitioned one by one as it is wrapped."""
     numel, width = max((stored(work, p) for p, _ in work.inventory.counted()), key=lambda held: held[0] * held[1])
-    return term(
-        "one whole parameter",
-        TermKind.SHARDING_BUFFERS,
-        numel * width,
-        (Phase.LOAD, Phase.WRAP, Phase.SAVE),
-        formula=f"{numel:,} elements x {width} B",
-        source=f"{PARTITIONS} Init; deepspeed 0.19.8 runtime/engine.py _zero3_consolidated_16bit_state_dict",
-    ) + whole_while_loading(work)
+    partition_bytes = ceil_div(numel, work.world_size) * width if is_loaded_whole(work) else 0
+    return (
+        *term(
+            "one whole parameter",
+            TermKind.SHARDING_BUFFERS,
+            numel * width,
+            (Phase.SAVE,) if is_loaded_whole(work) else (Phase.LOAD, Phase.SAVE),
+            formula=f"{numel:,} elements x {width} B",
+            source=f"{PARTITIONS} Init; deepspeed 0.19.8 runtime/engine.py _zero3_consolidated_16bit_state_dict",
+        ),
+        *term(
+            "one parameter's partition",
+            TermKind.SHARDING_BUFFERS,
+            partition_bytes,
+            (Phase.WRAP,),
+            formula=f"{numel:,} elements x {width} B / {work.world_size} ranks",
+            source=f"{PARTITIONS} Init",
+        ),
+        *whole_while_loading(work),
+    )
