@@ -215,10 +215,12 @@ class Agent:
             _say(f"how this node ended could not be written: {error}")
 
     def _wait_for_head(self) -> None:
-        """An agent that exits with a failure may cost the others their lives."""
+        """An agent that exits with a failure may cost the others their lives. Told to end only now, it does."""
+        was_asked = self._requests.first is not None
         until_s = time.monotonic() + HEAD_WAIT_S
         while not self.run.judged(self.attempt).exists() and time.monotonic() < until_s:
-            if superseded_by(self.run, self.attempt) is not None:
+            is_asked = not was_asked and self._requests.first is not None
+            if is_asked or superseded_by(self.run, self.attempt) is not None:
                 return
             time.sleep(POLL_S)
 

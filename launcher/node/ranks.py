@@ -9,7 +9,7 @@ from launcher.runs.agent_log import exit_codes
 from launcher.runs.processes import ProcessId, read_environment, read_stat
 from launcher.runs.records import RankDeath, RankPlace
 
-SCAN_PERIOD_S = 1.0
+SCAN_PERIOD_S = 0.3
 
 
 class RankWatch:

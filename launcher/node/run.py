@@ -14,13 +14,13 @@ import contextlib
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.host.cgroup import oom_kills
 from launcher.node.environment import belongs_to
 from launcher.node.ranks import RankWatch
-from launcher.runs.agent_log import is_closing
+from launcher.runs.agent_log import failed_places, is_closing
 from launcher.runs.layout import RunFolder
 from launcher.runs.logs import agent_log
 from launcher.runs.markers import has_failure, has_result, read_node_ends
@@ -179,17 +179,20 @@ class NodeRun:
                 break
             time.sleep(POLL_S)
         self.watch.look()
-        self._write_places()
+        self._write_places(failed_places(self.agent_text()))
         self._look_too()
 
     def _is_going_on(self, child: subprocess.Popen[bytes]) -> bool:
         """A third TERM ends torchrun, but not the ranks, which are saving because of the first."""
         return child.poll() is None or (self.stop_cause is not None and bool(self._processes()))
 
-    def _write_places(self) -> None:
-        """Which ranks are here, as they come up: their logs are found by it."""
-        if self.watch.places != self._places:
-            self._places = self.watch.places
+    def _write_places(self, told: Sequence[RankPlace] = ()) -> None:
+        """Which ranks are here, as they come up: their logs are found by it. told: what torchrun says of some."""
+        seen = self.watch.places
+        ranks = {place.rank for place in seen}
+        places = (*seen, *(place for place in told if place.rank not in ranks))
+        if places != self._places:
+            self._places = places
             with contextlib.suppress(OSError):
                 write_record(self.run.node_ranks(self.attempt, self.start.node), self._places)
 

@@ -6,7 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-TORCHRUN_FAILURE = re.compile(r"^ *rank +: (\d+) \(local_rank: \d+\)\n *exitcode +: (-?\d+) \(pid: \d+\)", re.MULTILINE)
+from launcher.runs.records import RankPlace
+
+TORCHRUN_FAILURE = re.compile(
+    r"^ *rank +: (\d+) \(local_rank: (\d+)\)\n *exitcode +: (-?\d+) \(pid: (\d+)\)", re.MULTILINE
+)
 TORCHRUN_CLOSING = re.compile(r"Sending process \d+ closing signal")
 TORCHRUN_TOLD_TO_END = re.compile(r"Received \d+ death signal|Received Signals\.\w+ death signal")
 DEEPSPEED_SPAWNED = re.compile(r"process (\d+) spawned with command")
@@ -21,7 +25,7 @@ def exit_codes(text: str, *, unknown: tuple[int, ...]) -> Mapping[int, int]:
     unknown: ranks seen to have ended, in that order, whose exit code nobody saw. DeepSpeed names no rank for the
     code it reports; it is the code of the first of them that did not succeed.
     """
-    failures = {int(rank): int(code) for rank, code in TORCHRUN_FAILURE.findall(text)}
+    failures = {int(rank): int(code) for rank, _, code, _ in TORCHRUN_FAILURE.findall(text)}
     if failures:
         return {rank: failures.get(rank, 0) for rank in {*failures, *unknown}}
     spawned = [int(pid) for pid in DEEPSPEED_SPAWNED.findall(text)]
@@ -31,6 +35,14 @@ def exit_codes(text: str, *, unknown: tuple[int, ...]) -> Mapping[int, int]:
     if failed and first_failed is not None:
         codes[first_failed] = int(failed[1])
     return codes
+
+
+def failed_places(text: str) -> tuple[RankPlace, ...]:
+    """Where the ranks were that torchrun names as failed: some end before anybody has looked for them."""
+    return tuple(
+        RankPlace(rank=int(rank), local_rank=int(local_rank), pid=int(pid))
+        for rank, local_rank, _, pid in TORCHRUN_FAILURE.findall(text)
+    )
 
 
 def is_closing(text: str) -> bool:

@@ -45,7 +45,7 @@ def losses(run: RunFolder) -> dict[int, float]:
 
 
 def test_runs_to_its_end(slurm_run: Run) -> None:
-    run, launch = slurm_run(steps=5, STUB_SAVE_EVERY="2")
+    run, launch = slurm_run(steps=5, STUB_SAVE_EVERY="2", STUB_STEP_S="0.3")
     with nodes(run, launch, env=JOB) as both:
         assert both.wait() == [0, 0]
         start = read_record(run.attempt_start(1), AttemptStart)

@@ -75,9 +75,10 @@ def test_a_killed_rank(stubs: tuple[RunFolder, LaunchPlan]) -> None:
         assert_nothing_left(both)
 
 
-def test_a_killed_agent(stubs: tuple[RunFolder, LaunchPlan]) -> None:
-    run, launch = stubs
-    with nodes(run, launch, env=JOB) as both:
+def test_a_killed_agent(tmp_path: Path) -> None:
+    """Without a scheduler: that one ends the other nodes, and requeues the job where a node was lost."""
+    run, launch = stub_run(tmp_path / "runs", on_hosts(stub_job(tmp_path), 2), real_torchrun=True)
+    with nodes(run, launch) as both:
         both.wait_for_steps()
         both.agents[1].kill()
         assert both.wait() == [5, -signal.SIGKILL]
