@@ -96,8 +96,8 @@ def _where(finding: Finding, answers: Answers) -> str:
 
 def exclude_words(checkup: Checkup) -> tuple[str, ...]:
     """The line for sbatch and the override for launch.py; for a list of hosts, what to take out of it."""
-    if not checkup.failing or checkup.kind == "local":
-        return ()
+    if len(checkup.failing) in (0, len(checkup.answers.hosts)) or checkup.kind == "local":
+        return ()  # where all are at fault there is nobody to turn to
     names = ",".join(checkup.failing)
     if checkup.kind == "slurm":
         return (f"--exclude={names}", f"cluster.exclude=[{names}]")

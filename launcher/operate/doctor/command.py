@@ -19,11 +19,12 @@ from launcher.operate.doctor.types import Answers, Checkup, Finding
 from launcher.planner.calibration import load_constants
 from launcher.planner.plan import make_plan
 from launcher.planner.types import MemoryPlan
-from launcher.spec import ClusterKind, JobSpec
+from launcher.spec import ClusterKind
 from launcher.targets.probe import code_hash, versions
 from launcher.targets.space import disk_need
 
-WITHOUT_EFFECT = ("mode", "fit", "plan.by", "plan.explain", "plan.format")
+# Nobody trains: a batch that is a multiple of nearly any number of ranks, and takes as little memory as one can.
+ANY_BATCH = ("train.global_batch=80640", "train.micro_batch=1")
 
 
 def check_up(
@@ -33,8 +34,9 @@ def check_up(
 
     words: of launch.py. Raises InputError for words that are wrong; SubmitError where the nodes cannot be asked.
     """
-    read_words(words, conf_dir)
-    conf = assemble(["mode=plan", *words], conf_dir)
+    given = {word.key for word in read_words(words, conf_dir)}
+    batch = () if given & {"train.global_batch", "train.micro_batch"} else ANY_BATCH
+    conf = assemble(["mode=plan", *batch, *words], conf_dir)
     spec = make_spec(conf, host)
     plan = make_plan(spec, listed_devices(), load_constants(os.environ), propose=False)
     runs_dir = Path(conf["runs_dir"]).expanduser().absolute()
@@ -42,9 +44,10 @@ def check_up(
     if wrong_here:
         return Checkup(kind=spec.cluster.kind.value, answers=Answers(), findings=wrong_here), None
     made = new_round(spec, runs_dir, all_reduce=all_reduce, patience_s=patience_s)
+    before = code_hash()
     text = ask_nodes(made, say)
     answers = read_output(text)
-    found = judged(answers, spec, plan, all_reduce=all_reduce)
+    found = judged(answers, wanted_of(plan, frozenset({before, code_hash()}), all_reduce=all_reduce))
     if not found:
         shutil.rmtree(made.folder, ignore_errors=True)
         return Checkup(kind=spec.cluster.kind.value, answers=answers, findings=()), None
@@ -52,22 +55,26 @@ def check_up(
     return Checkup(kind=spec.cluster.kind.value, answers=answers, findings=found), made.folder
 
 
-def judged(answers: Answers, spec: JobSpec, plan: MemoryPlan, *, all_reduce: bool) -> tuple[Finding, ...]:
+def judged(answers: Answers, wanted: Wanted) -> tuple[Finding, ...]:
     """What is wrong with the nodes; where nobody said anything, that alone."""
     if not answers.hosts and not answers.reports:
         rule = "no node said anything" + (f": {answers.rest[-1]}" if answers.rest else "")
         way_out = "the folder of the runs may not be seen by the nodes: use runs_dir=DIR on a shared file system"
         return (Finding(node=None, rule=rule, way_out=way_out),)
-    wanted = Wanted(
+    return findings(answers, wanted)
+
+
+def wanted_of(plan: MemoryPlan, code_hashes: frozenset[str], *, all_reduce: bool) -> Wanted:
+    """What the nodes of a planned job are to be."""
+    spec = plan.spec
+    return Wanted(
         num_nodes=spec.nodes,
         ranks_per_node=spec.gpus_per_node,
         device=spec.device,
         versions=versions(),
-        code_hash=code_hash(),
+        code_hashes=code_hashes,
         # A job's own limit is asked for besides, from the plan: what is free of it says nothing.
         ram_bytes=0 if spec.cluster.kind is ClusterKind.SLURM else plan.host_ram_bytes_per_node,
         disk_bytes=disk_need(plan).least_bytes,
         with_all_reduce=all_reduce,
-        interface=spec.cluster.network_interface,
     )
-    return findings(answers, wanted)

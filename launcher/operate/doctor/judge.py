@@ -24,17 +24,19 @@ MEMORY_TOLERANCE = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What the nodes are to be. ram_bytes, disk_bytes: what the plan needs of each node, and in the run folder."""
+    """What the nodes are to be. ram_bytes, disk_bytes: what the plan needs of each node, and in the run folder.
+
+    code_hashes: of this host's code, before the nodes were asked and after, for it may be worked on meanwhile.
+    """
 
     num_nodes: int
     ranks_per_node: int
     device: DeviceSpec
     versions: Mapping[str, str]
-    code_hash: str
+    code_hashes: frozenset[str]
     ram_bytes: int
     disk_bytes: int
     with_all_reduce: bool = True
-    interface: str | None = None
 
     @property
     def shm_bytes(self) -> int:
@@ -59,18 +61,14 @@ def unfit_nodes(reports: Mapping[int, NodeReport], reached: Mapping[int, Reached
 
 
 def cut_off(reports: Mapping[int, NodeReport], reached: Mapping[int, Reached]) -> frozenset[int]:
-    """Nodes that at least half of the others do not reach, or that do not reach half of them.
+    """Nodes without a way to at least half of the others, or back; the worst of them alone, for the rest follow.
 
     Of two nodes that do not reach each other nobody can tell which is at fault: both are named.
     """
-    others = max(1, len(reports) - 1)
-    misses = dict.fromkeys(reports, 0)
-    for node, seen in reached.items():
-        for missed in seen.unreachable:
-            misses[missed] = misses.get(missed, 0) + 1
-        misses[node] = max(misses.get(node, 0), len(seen.unreachable))
-    worst = max(misses.values(), default=0)
-    return frozenset(node for node, count in misses.items() if count and 2 * count >= others and count == worst)
+    broken = {frozenset((node, missed)) for node, seen in reached.items() for missed in seen.unreachable}
+    counts = {node: sum(node in link for link in broken) for node in reports}
+    worst, others = max(counts.values(), default=0), len(reports) - 1
+    return frozenset(node for node, count in counts.items() if count == worst > 0 and 2 * count >= others)
 
 
 def _of_node(node: int, answers: Answers, wanted: Wanted) -> Iterator[Finding]:
@@ -103,7 +101,7 @@ def _wrong(report: NodeReport, wanted: Wanted) -> Iterator[tuple[str, str]]:
         yield "cannot write into the folder of the runs", shared
     if differences := _differences(report.versions, wanted.versions):
         yield f"has other versions than this host: {differences}", "use one environment for all, or cluster.setup=[...]"
-    elif report.code_hash != wanted.code_hash:
+    elif report.code_hash not in wanted.code_hashes:
         yield "runs other code of fitlaunch than this host", "install the same commit everywhere"
     if report.missing_paths:
         yield f"has no {', '.join(report.missing_paths)}", "keep models and data where every node sees them"
