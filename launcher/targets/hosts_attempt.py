@@ -22,7 +22,7 @@ from launcher.runs.stopping import ask_to_stop
 from launcher.runs.tail import LineTail, decode_event, decode_metrics
 from launcher.spec import HostSlots
 from launcher.targets.left import end_on_hosts, unproven
-from launcher.targets.lost import Lost
+from launcher.targets.lost import Lost, write_lost
 
 POLL_S = 0.2
 A_RANK = "a rank failed"
@@ -75,6 +75,7 @@ class HostsAttempt:
         self._stop_grace_s = stop_grace_s
         self._events = LineTail.from_end(run.events)
         self._metrics = LineTail.from_end(run.metrics)
+        self._started_at_s = time.time()
         self._deadline_s: float | None = None
         self._why = ""
         self._is_stop_asked = False
@@ -186,6 +187,8 @@ class HostsAttempt:
         is_asked = self._is_stop_asked or self.run.stop_file(self.number).exists()
         if not (is_asked or has_result(self.run, self.number) or any_rank_started(self.run, self.number)):
             raise self._not_started("\n".join(self._ranks.last_words()) or "no rank was started")
+        for lost in self._ranks.lost:
+            write_lost(self.run, self.number, self._started_at_s, lost)
         ends = self._ends()
         codes = [end.exit_code for end in ends if end.exit_code]
         ending = Ending(

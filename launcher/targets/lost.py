@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from dataclasses import dataclass
 
 from launcher.runs.layout import RunFolder
-from launcher.runs.records import NodeEnd, write_record
+from launcher.runs.records import NodeEnd, read_record, write_record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,17 +25,19 @@ class Lost:
 
 
 def write_lost(run: RunFolder, attempt: int, started_at_s: float, lost: Lost) -> None:
-    """Write the end of the node in its place; the agents of the other nodes end their ranks when they see it."""
-    end = NodeEnd(
-        attempt=attempt,
-        node_rank=lost.node,
-        host=lost.host,
-        started_at_s=started_at_s,
-        ended_at_s=time.time(),
-        exit_code=None,
-        deaths=(),
-        ended_by=lost.why,
-        is_lost=True,
-    )
+    """Write the end of the node in its agent's place; the agents of the other nodes end their ranks when they see it.
+
+    An agent that is cut off may yet write how its ranks ended; the loss of its host is why.
+    """
     with contextlib.suppress(OSError):
-        write_record(run.node_end(attempt, lost.node), end)
+        own = read_record(run.node_end(attempt, lost.node), NodeEnd)
+        end = own or NodeEnd(
+            attempt=attempt,
+            node_rank=lost.node,
+            host=lost.host,
+            started_at_s=started_at_s,
+            ended_at_s=time.time(),
+            exit_code=None,
+            deaths=(),
+        )
+        write_record(run.node_end(attempt, lost.node), dataclasses.replace(end, ended_by=lost.why, is_lost=True))

@@ -5,7 +5,7 @@
 Without RANK in its environment it starts STILL_PER_NODE ranks, as torchrun does: each in a session of its own, with a
 log of its own; when one fails it ends the others. With RANK, set by DeepSpeed's launcher, it is one.
 STILL_STEPS: after so many steps of a tenth of a second the run is finished. STILL_MODE: stubborn (neither a stop file
-nor TERM is heeded), fail (rank 1 of node 1 is killed at step 3).
+nor TERM is heeded), stuck (all ranks wait for ever after some seconds), fail (and the last one is killed then).
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from launcher.runs.layout import RunFolder
 from launcher.runs.records import Finished, Started, Stopped, TrainMetrics, write_record
 
 STEP_S = 0.1
+CLOSING_S = 1.0  # torchrun gives the others half a minute after TERM
+LONG_STEPS = 40  # time for the agents to have seen every rank
 MODE = os.environ.get("STILL_MODE", "")
 SECRET = "STILL_SECRET_TOKEN"
 
@@ -44,12 +46,21 @@ def start_ranks() -> int:
         with (log / "stderr.log").open("wb") as errors:
             argv = (sys.executable, "-m", "tests.slurm.still_ranks", *sys.argv[1:])
             ranks.append(subprocess.Popen(argv, env=os.environ | place, stderr=errors, start_new_session=True))
-    while any(rank.poll() is None for rank in ranks):
-        if any(rank.returncode for rank in ranks):
+    while None in (codes := [rank.poll() for rank in ranks]):
+        if any(codes):
+            tell(codes, ranks, node * per_node)
+            time.sleep(CLOSING_S)
             for rank in ranks:
-                rank.terminate()
+                rank.kill()
         time.sleep(STEP_S)
-    return 1 if any(rank.returncode for rank in ranks) else 0
+    return 1 if any(codes) else 0
+
+
+def tell(codes: list[int | None], ranks: list[subprocess.Popen[bytes]], first: int) -> None:
+    """Who failed, in torchrun's words."""
+    local = next(number for number, code in enumerate(codes) if code)
+    print(f"  rank      : {first + local} (local_rank: {local})")
+    print(f"  exitcode  : {codes[local]} (pid: {ranks[local].pid})", flush=True)
 
 
 def be_a_rank() -> None:
@@ -71,8 +82,8 @@ def be_a_rank() -> None:
     num_steps = int(os.environ.get("STILL_STEPS", "100000"))
     for step in range(1, num_steps + 1):
         time.sleep(STEP_S)
-        if MODE == "fail" and start.rank == start.world_size - 1 and step == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if MODE in ("fail", "stuck") and step == LONG_STEPS:
+            meet_in_vain(dies=MODE == "fail" and start.rank == start.world_size - 1)
         journal.metrics(metrics(start.attempt, step, num_steps))
         if MODE != "stubborn" and request.cause() is not None:
             if start.is_first_rank:
@@ -82,6 +93,14 @@ def be_a_rank() -> None:
             return
     if start.is_first_rank:
         write_record(run.finished(start.attempt), finished(start.attempt, num_steps))
+
+
+def meet_in_vain(*, dies: bool) -> None:
+    """What a collective is to the others when one of them dies, or its host: they wait, and no Python is run."""
+    if dies:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while True:
+        time.sleep(STEP_S)
 
 
 def tell_of_the_secret(run: RunFolder, rank: int) -> None:

@@ -19,7 +19,7 @@ from launcher.targets.probe import code_hash
 from slurm.bed import Bed
 from tests.slurm.harness import ROOT
 from tests.slurm.several import assert_nothing_left, following, left_on, still_run
-from tests.slurm.still_ranks import SECRET
+from tests.slurm.still_ranks import LONG_STEPS, SECRET
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
 
@@ -199,11 +199,20 @@ def test_a_rank_that_is_killed_is_the_first_cause_with_its_host(bed: Bed, tmp_pa
     assert_nothing_left(bed, run)
 
 
-def test_a_host_without_power_ends_the_run_and_is_named(bed: Bed, tmp_path: Path) -> None:
-    run = still_run(tmp_path / "runs")
+@pytest.mark.parametrize(
+    ("fault", "mended", "why"),
+    [
+        ("power_off", "boot", r"closed by remote host|not responding|No route to host"),
+        ("cut", "mend", "not responding"),
+    ],
+)
+def test_a_host_that_is_lost_ends_the_run_and_is_named(
+    bed: Bed, tmp_path: Path, fault: str, mended: str, why: str
+) -> None:
+    run = still_run(tmp_path / "runs", mode="stuck")
     with following(bed, run) as launcher:
-        launcher.wait_for_steps()
-        bed.power_off("node2")
+        launcher.wait_for_steps(LONG_STEPS - 1)
+        getattr(bed, fault)("node2")
         begun = time.monotonic()
         assert launcher.wait() == 5
         took_s = time.monotonic() - begun
@@ -211,10 +220,9 @@ def test_a_host_without_power_ends_the_run_and_is_named(bed: Bed, tmp_path: Path
     assert took_s < LOST_S
     assert "node 1 (node2) was lost" in said
     assert "what is left on node2 is not known" in said
-    lost = ends(run)[1]
-    assert lost.is_lost
-    assert "not responding" in lost.ended_by
-    assert ends(run)[0].ended_by == "the ranks of node 1 have ended"
     assert left_on(bed, "node1", run) == []
-    bed.boot("node2")
-    assert_nothing_left(bed, run)
+    assert ends(run)[0].ended_by == "the ranks of node 1 have ended"
+    getattr(bed, mended)("node2")
+    assert_nothing_left(bed, run, within_s=40)  # cut off, node2 ends its ranks by itself
+    assert ends(run)[1].is_lost
+    assert re.search(why, ends(run)[1].ended_by)
