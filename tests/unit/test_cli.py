@@ -34,7 +34,8 @@ def test_help_from_any_directory(tmp_path: Path) -> None:
     done = fitlaunch(tmp_path, "--help")
     assert done.returncode == 0
     words = (
-        "ls", "status", "logs", "cancel", "resume", "report", "merge", "generate", "evaluate", "calibrate", "launch", "doctor",
+        "ls", "status", "logs", "cancel", "resume", "report", "merge", "generate", "evaluate", "calibrate", "launch",
+        "doctor",
     )  # fmt: skip
     assert all(f"\n  {word} " in done.stdout for word in words)
 

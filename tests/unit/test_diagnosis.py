@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,40 @@ def test_a_node_without_the_packages() -> None:
     texts = {0: "", 1: (SAMPLES / "import-error-module.txt").read_text()}
     found = two_nodes([], end(0), end(1), agent_texts=texts)
     assert (found.kind, found.what) == (Kind.IMPORT_ERROR, "no rank was started on node 1 (beta): import error")
+
+
+def test_a_node_on_which_srun_could_start_nothing() -> None:
+    text = (
+        "fitlaunch: job 17, attempt 1 on node[1-2]\n"
+        "slurmstepd: error: execve(): /venv/bin/python: No such file or directory\n"
+        "srun: error: beta: task 1: Exited with exit code 2\n"
+    )
+    found = two_nodes([], end(0, (0, 9.0, -15)), present=frozenset({0}), job_text=text, word=word("FAILED"))
+    assert (found.kind, found.node, found.host) == (Kind.FILE_MISSING, 1, "beta")
+    assert found.what.startswith("no rank was started on node 1 (beta): slurmstepd: error: execve()")
+    silent = two_nodes([], end(0, (0, 9.0, -15)), present=frozenset({0}), word=word("FAILED"))
+    assert silent.what == "the nodes did not all meet: node 1 (beta) did not come"
+
+
+def test_a_node_that_could_not_start_its_ranks() -> None:
+    why = "on beta the data file /data/rows.json is missing: No such file or directory"
+    unstarted = dataclasses.replace(end(1), started_at_s=5.0, ended_at_s=5.0, exit_code=None, ended_by=why)
+    found = two_nodes([], end(0, (0, 9.0, -15)), unstarted)
+    assert (found.kind, found.what) == (Kind.FILE_MISSING, f"no rank was started on node 1 (beta): {why}")
+
+
+def test_a_launcher_knows_why_a_host_was_lost() -> None:
+    lost = dataclasses.replace(end(1), exit_code=None, ended_by="no answer for 40 s", is_lost=True)
+    found = two_nodes([note(0, 10.1)], end(0, (0, 10.2, 1)), lost)
+    assert found.what == "node 1 (beta) was lost: no answer for 40 s"
+
+
+def test_srun_names_the_node_that_ran_out_of_memory() -> None:
+    text = "slurmstepd: error: x\nsrun: error: beta: task 1: Out Of Memory"
+    killed = two_nodes([], end(0, (0, 9.0, -15)), end(1, (2, 9.0, -9)), job_text=text)
+    assert (killed.kind, killed.rank) == (Kind.KERNEL_OUT_OF_MEMORY, 2)
+    elsewhere = two_nodes([], end(0, (0, 9.0, -9)), end(1, (2, 9.0, -15)), job_text=text)
+    assert (elsewhere.kind, elsewhere.rank) == (Kind.SIGNAL, 0)
 
 
 # Collectives that time out

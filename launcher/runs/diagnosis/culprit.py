@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 
 from launcher.runs.diagnosis.deaths import silent_failures
-from launcher.runs.diagnosis.nodes import failed_rendezvous, host_of, lost_nodes
-from launcher.runs.diagnosis.signs import recognise, recognise_log
+from launcher.runs.diagnosis.nodes import failed_rendezvous, host_of, lost_nodes, missing_nodes, said_of_node
+from launcher.runs.diagnosis.signs import recognise, recognise_log, recognise_text
 from launcher.runs.diagnosis.types import Evidence, Failure, Kind
 
 # A rank that is killed takes its peers with it: they fail in the next collective, and do write. Their notes may even
@@ -29,6 +29,9 @@ BY_SCHEDULER = {
 
 def first_failure(evidence: Evidence) -> Failure:
     """The first cause. Who only lost a peer is no cause, however early it said so, as long as there is another."""
+    unstarted = _unstarted(evidence)
+    if unstarted is not None:
+        return unstarted
     notes = noted_failures(evidence)
     first_victim = min((note for note in notes if note.is_victim), key=_time, default=None)
     causes = [note for note in notes if not note.is_victim]
@@ -98,9 +101,23 @@ def _ended_from_outside(evidence: Evidence) -> Failure | None:
     return None if kind is None else Failure(kind=kind)
 
 
+def _unstarted(evidence: Evidence) -> Failure | None:
+    """A node that could not even start its ranks; the others were ended for it."""
+    for end in evidence.ends:
+        if end.is_unstarted:
+            kind = recognise_text(end.ended_by) or Kind.EXIT
+            return Failure(kind=kind, node=end.node_rank, host=end.host, message=end.ended_by)
+    return None
+
+
 def _rendezvous(evidence: Evidence) -> Failure | None:
-    failed = failed_rendezvous(evidence)
-    return Failure(kind=Kind.RENDEZVOUS, node=failed[0], host=host_of(evidence, failed[0])) if failed else None
+    failed = (*missing_nodes(evidence), *failed_rendezvous(evidence)) if evidence.present else ()
+    if not failed:
+        return None
+    node, said = failed[0], said_of_node(evidence, failed[0])
+    # srun says why nothing came of a node: its Python is not there, or not the packages.
+    kind = recognise_log(said) or Kind.RENDEZVOUS
+    return Failure(kind=kind, node=node, host=host_of(evidence, node), message=said[-1] if said else "")
 
 
 def _nobody(evidence: Evidence) -> Failure:
@@ -109,6 +126,9 @@ def _nobody(evidence: Evidence) -> Failure:
         kind = recognise_log(tuple(text.splitlines()))
         if kind is not None:
             return Failure(kind=kind, node=node, host=host_of(evidence, node))
+    kind = recognise_log(tuple(evidence.job_text.splitlines()))
+    if kind is not None:
+        return Failure(kind=kind)
     word = evidence.word
     if word is not None and word.reason and word.reason != "None":
         return Failure(kind=Kind.SCHEDULER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from launcher.runs.diagnosis.signs import recognise_log
+from launcher.runs.diagnosis.signs import recognise_log, recognise_text
 from launcher.runs.diagnosis.types import Evidence, Failure, Kind
 from launcher.runs.records import NodeEnd, RankDeath
 
@@ -55,8 +55,10 @@ def _kernel_killed(evidence: Evidence, end: NodeEnd) -> bool:
         return True
     if evidence.word is not None and evidence.word.state == "OUT_OF_MEMORY":
         return True
-    lines = tuple(evidence.agent_texts.get(end.node_rank, "").splitlines())
-    return any(recognise_log((line,)) is Kind.KERNEL_OUT_OF_MEMORY for line in lines)
+    lines = evidence.agent_texts.get(end.node_rank, "").splitlines()
+    # Of the lines of a job's output, those that name another node tell nothing of this one.
+    lines += [line for line in evidence.job_text.splitlines() if end.host in line or "task" not in line]
+    return any(recognise_text(line) is Kind.KERNEL_OUT_OF_MEMORY for line in lines)
 
 
 def describe_exit(exit_code: int | None) -> str:

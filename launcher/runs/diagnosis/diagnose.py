@@ -58,5 +58,5 @@ def _log_tail(failure: Failure, evidence: Evidence) -> tuple[str, ...]:
     """Of the rank that failed first; else of the program that starts ranks, on that node or on the first that spoke."""
     if failure.rank is not None and evidence.rank_tails.get(failure.rank):
         return evidence.rank_tails[failure.rank][-TAIL_LINES:]
-    text = evidence.agent_texts.get(failure.node or 0, "")
-    return tuple(text.splitlines()[-TAIL_LINES:])
+    texts = (evidence.agent_texts.get(failure.node or 0, ""), *evidence.agent_texts.values(), evidence.job_text)
+    return tuple(next(filter(None, texts), "").splitlines()[-TAIL_LINES:])

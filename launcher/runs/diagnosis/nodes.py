@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from launcher.runs.diagnosis.signs import recognise_text
 from launcher.runs.diagnosis.types import Evidence, Kind
+
+ENDED = "Exited with exit code"
 
 
 def missing_nodes(evidence: Evidence) -> tuple[int, ...]:
@@ -19,6 +22,18 @@ def lost_nodes(evidence: Evidence) -> tuple[int, ...]:
     lost = {end.node_rank for end in evidence.ends if end.is_lost}
     ended = {end.node_rank for end in evidence.ends} - lost
     return tuple(sorted(lost | (evidence.present - ended if ended else frozenset())))
+
+
+def said_of_node(evidence: Evidence, node: int) -> tuple[str, ...]:
+    """What stands about a node in the output of the job: '... node2: task 1: Exited with exit code 2' and why.
+
+    Why is said by the node itself, in a line that need not name it.
+    """
+    host = host_of(evidence, node)
+    lines = evidence.job_text.splitlines() if host else []
+    if not any(re.search(rf"\b{re.escape(host)}\b.*{ENDED}", line) for line in lines):
+        return ()
+    return tuple(line for line in lines if ENDED not in line and recognise_text(line) is not None)
 
 
 def failed_rendezvous(evidence: Evidence) -> tuple[int, ...]:

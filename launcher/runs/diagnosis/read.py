@@ -10,7 +10,7 @@ from launcher.planner.types import MemoryPlan, Phase
 from launcher.runs.diagnosis.diagnose import TAIL_LINES, diagnose
 from launcher.runs.diagnosis.types import Diagnosis, Evidence, SchedulerWord
 from launcher.runs.layout import RunFolder
-from launcher.runs.logs import agent_log, nodes_of, rank_logs
+from launcher.runs.logs import agent_log, job_logs, nodes_of, rank_logs
 from launcher.runs.markers import read_markers, read_node_ends
 from launcher.runs.records import NodeEnd, RankDeath, read_record, write_record
 from launcher.runs.tail import last_lines
@@ -88,6 +88,7 @@ def read_evidence(
         ends=ends,
         word=word,
         agent_texts={node: "\n".join(last_lines(agent_log(run, attempt, node), AGENT_LINES)) for node in nodes},
+        job_text=_job_text(run),
         rank_tails={rank: tail for rank in ranks if (tail := _tail(run, attempt, rank))},
         planned_bytes=None if plan is None else plan.process_bytes,
         planned_phase_bytes={} if plan is None else _phase_bytes(plan),
@@ -95,17 +96,22 @@ def read_evidence(
     )
 
 
+def _job_text(run: RunFolder) -> str:
+    """The end of what the scheduler kept of its newest job's output: what srun and its nodes say stands there."""
+    kept = job_logs(run)
+    return "\n".join(last_lines(kept[-1], AGENT_LINES)) if kept else ""
+
+
 def _seen_here(attempt: int, deaths: tuple[RankDeath, ...]) -> tuple[NodeEnd, ...]:
     """What the launcher of this host saw of its ranks."""
     if not deaths:
         return ()
-    seen_s = [death.seen_at_s for death in deaths]
     end = NodeEnd(
         attempt=attempt,
         node_rank=0,
         host="",
-        started_at_s=min(seen_s),
-        ended_at_s=max(seen_s),
+        started_at_s=0.0,
+        ended_at_s=max(death.seen_at_s for death in deaths),
         exit_code=None,
         deaths=deaths,
     )

@@ -61,7 +61,8 @@ class Evidence:
     """All that is left of an attempt.
 
     hosts: the nodes by number, '' where the name is not known. present: nodes whose agent was ever there.
-    agent_texts: the end of what the program that starts the ranks said, by node. rank_tails: the last lines of each
+    agent_texts: the end of what the program that starts the ranks said, by node; job_text: of what the scheduler kept
+    of the job's own output. rank_tails: the last lines of each
     rank's log. planned_bytes: of the fullest rank's whole process; planned_phase_bytes: its tensors by phase.
     otherwise: what to say where nothing else tells anything.
     """
@@ -74,6 +75,7 @@ class Evidence:
     ends: tuple[NodeEnd, ...] = ()
     word: SchedulerWord | None = None
     agent_texts: Mapping[int, str] = field(default_factory=dict)
+    job_text: str = ""
     rank_tails: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     planned_bytes: int | None = None
     planned_phase_bytes: Mapping[str, int] = field(default_factory=dict)

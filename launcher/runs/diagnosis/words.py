@@ -20,7 +20,7 @@ def sentence(failure: Failure, evidence: Evidence, memory: MemoryUse | None) -> 
     state = "" if evidence.word is None else evidence.word.state
     reason = "" if evidence.word is None else evidence.word.reason
     told = {
-        Kind.NODE_LOST: f"{_lost(failure, evidence)} was lost" + (f" ({state})" if state else ""),
+        Kind.NODE_LOST: _lost(failure, evidence) + (f" ({state})" if state else ""),
         Kind.TIME_LIMIT: f"the job reached its time limit and was ended ({state})",
         Kind.PREEMPTED: "the job was preempted and had not saved in time",
         Kind.CANCELLED: "the job was cancelled",
@@ -30,7 +30,9 @@ def sentence(failure: Failure, evidence: Evidence, memory: MemoryUse | None) -> 
     if failure.kind in told:
         return told[failure.kind]
     if failure.node is not None:
-        return f"no rank was started on {node_names(evidence, (failure.node,))}: {failure.kind}"
+        return f"no rank was started on {node_names(evidence, (failure.node,))}: {failure.message or failure.kind}"
+    if failure.kind is not Kind.UNKNOWN:
+        return f"no rank was started: {failure.kind}"
     return f"the ranks ended without a result; {evidence.otherwise}".removesuffix("; ")
 
 
@@ -86,7 +88,10 @@ def _awaited(evidence: Evidence) -> str:
 
 
 def _lost(failure: Failure, evidence: Evidence) -> str:
-    return "a node of the job" if failure.node is None else node_names(evidence, (failure.node,))
+    if failure.node is None:
+        return "a node of the job was lost"
+    why = next((end.ended_by for end in evidence.ends if end.is_lost and end.node_rank == failure.node), "")
+    return f"{node_names(evidence, (failure.node,))} was lost" + (f": {why}" if why else "")
 
 
 def _rendezvous(evidence: Evidence) -> str:
