@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,7 @@ from benchmarks.grid.compare import PEAK_BOUND, PERSISTENT_BOUND, Compared, comp
 from benchmarks.grid.recorded import read_traces, write_traces
 from benchmarks.grid.summary import Summary
 from benchmarks.grid.traces import Failed, import_libraries, trace
+from launcher.planner.verdict import ONE_RANK, confidence
 from launcher.spec import JobSpec, content_hash, to_json
 
 RESULT = Path(__file__).parent / "results" / "closed_form.txt"
@@ -98,6 +100,7 @@ def _print(console: Console, compared: Sequence[Compared], failed: Sequence[tupl
     console.print(f"{len(compared)} of {len(grid())} jobs, rank {RANK}; error: closed form / trace - 1")
     console.print(_table(compared))
     misses = sorted((one for one in compared if one.misses), key=lambda one: -abs(one.job_error))
+    console.print(_coverage(compared))
     console.print(f"out of bounds: {len(misses)} of {len(compared)}")
     for one in misses:
         phases = ", ".join(f"{phase} {_percent(error)}" for phase, error in one.by_phase.items())
@@ -108,6 +111,26 @@ def _print(console: Console, compared: Sequence[Compared], failed: Sequence[tupl
         console.print(f"  {one.case.name}: {errors} ({phases})")
     for case, reason in failed:
         console.print(f"  not traced: {case.name}: {reason}")
+
+
+def _coverage(compared: Sequence[Compared]) -> Table:
+    """How far off the whole job's peak must be allowed to be, by what an interval is for."""
+    table = Table(box=None, title="Job's peak against the trace", title_justify="left")
+    for name in ("sharding", "jobs", *(f"{share:.0%} within" for share in SHARES), "in the interval, of"):
+        table.add_column(name, justify="left" if name == "sharding" else "right")
+    groups: defaultdict[str, list[Compared]] = defaultdict(list)
+    for one in compared:
+        if one.case.spec().world_size > 1:
+            groups[one.case.shard.value.rstrip("23")].append(one)
+    for name, rows in groups.items():
+        errors = sorted(abs(one.job_error) for one in rows)
+        allowed = confidence(rows[0].case.spec()).percent - ONE_RANK.percent
+        found = (errors[math.ceil(share * len(errors)) - 1] for share in SHARES)
+        table.add_row(name, str(len(rows)), *(f"{100 * error:.1f} %" for error in found), f"{allowed} %")
+    return table
+
+
+SHARES = (0.5, 0.9, 0.95, 1.0)
 
 
 def _table(compared: Sequence[Compared]) -> Table:

@@ -46,6 +46,16 @@ def intervals(scores: Iterable[Score]) -> dict[Key, Interval]:
     return {key: found for key, group in groups.items() if (found := interval(group)) is not None}
 
 
+def covered(scores: Iterable[Score]) -> dict[tuple[str, str], tuple[int, int]]:
+    """By class of shardings and what was measured: how many rows lie inside the intervals that plans print, of how
+    many."""
+    groups: defaultdict[tuple[str, str], list[bool]] = defaultdict(list)
+    for score in scores:
+        if score.is_covered is not None and not score.case.row.get("compile"):
+            groups[CLASSES[score.sharding], score.metric.value].append(score.is_covered)
+    return {key: (sum(found), len(found)) for key, found in groups.items()}
+
+
 def interval(scores: Sequence[Score]) -> Interval | None:
     """The narrowest that covers what is wanted of the sources left out; the widest tried where none does."""
     by_source: defaultdict[str, list[float]] = defaultdict(list)

@@ -20,10 +20,12 @@ from .cases import Case, Metric
 from .jobs import Job, job_of
 from .reading import Unmodelled
 
+Bounds = tuple[int, int]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """One figure of one case: measured, and as an estimator answers it."""
+    """One figure of one case: measured, and as an estimator answers it, with the lowest and highest that it allows."""
 
     case: Case
     estimator: str
@@ -32,6 +34,12 @@ class Score:
     sharding: str
     measured_bytes: int
     predicted_bytes: int
+    bounds: Bounds | None = None
+
+    @property
+    def is_covered(self) -> bool | None:
+        """Whether the measurement lies between the bounds that were given with the answer; None without any."""
+        return None if self.bounds is None else self.bounds[0] <= self.measured_bytes <= self.bounds[1]
 
     @property
     def error_percent(self) -> float:
@@ -90,6 +98,18 @@ def predicted_bytes(estimate: Estimate, metric: Metric) -> int:
     return found.reserved_bytes if metric is Metric.RESERVED else found.process_bytes
 
 
+def bounds_of(estimate: Estimate, metric: Metric) -> Bounds:
+    """What a plan allows a figure to be. Of tensors alone, what its interval says of them; else from what it needs to
+    what it may reserve."""
+    worst = _worst(estimate)
+    found, outside = need(estimate.spec, worst), worst.outside_bytes
+    if metric is Metric.ALLOCATED:
+        low = found.low_bytes - outside
+        return low, 2 * worst.allocated_bytes - low
+    beside = outside if metric is Metric.RESERVED else 0
+    return found.low_bytes - beside, found.high_bytes - beside
+
+
 def replayed_bytes(estimate: Estimate, practice: Practice) -> dict[Metric, int]:
     """Reserved and process by the replay of the job's own stream; empty where that is not known."""
     worst = _worst(estimate)
@@ -126,10 +146,16 @@ def score_job(case: Case, job: Job) -> list[Score]:
     needs_replay = any(metric is not Metric.ALLOCATED for metric in metrics)
     computed = {metric: predicted_bytes(estimate, metric) for metric in metrics}
     replayed = replayed_bytes(estimate, job.practice) if needs_replay else {}
-    return scored(case, job, {OURS: computed, REPLAYED: replayed})
+    bounds = {OURS: {metric: bounds_of(estimate, metric) for metric in metrics}}
+    return scored(case, job, {OURS: computed, REPLAYED: replayed}, bounds)
 
 
-def scored(case: Case, job: Job, answers: Mapping[str, Mapping[Metric, int]]) -> list[Score]:
+def scored(
+    case: Case,
+    job: Job,
+    answers: Mapping[str, Mapping[Metric, int]],
+    bounds: Mapping[str, Mapping[Metric, Bounds]] | None = None,
+) -> list[Score]:
     """Every figure of a case beside what each estimator answers to it; where one answers nothing it is left out."""
     return [
         Score(
@@ -140,6 +166,7 @@ def scored(case: Case, job: Job, answers: Mapping[str, Mapping[Metric, int]]) ->
             sharding=job.sharding.label,
             measured_bytes=measured.size_bytes,
             predicted_bytes=predicted[measured.metric],
+            bounds=(bounds or {}).get(estimator, {}).get(measured.metric),
         )
         for measured in case.measured
         for estimator, predicted in answers.items()

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .cases import Metric
-from .coverage import intervals
+from .coverage import covered, intervals
 from .score import OURS, REPLAYED, Score, Skipped, Summary, summarise
 from .verdicts import Called
 
@@ -77,6 +77,13 @@ def print_intervals(console: Console, scores: Sequence[Score]) -> None:
             f"{found.share:.1%}",
             f"{found.coverage:.0%}",
         )
+    console.print(table)
+    console.print()
+    table = Table(title="Inside the intervals that plans print", title_justify="left", box=None, pad_edge=False)
+    for name in ("sharding", "measured", "rows", "inside"):
+        table.add_column(name, justify="right" if name in ("rows", "inside") else "left")
+    for (sharding, metric), (inside, rows) in covered(scores).items():
+        table.add_row(sharding, metric, str(rows), f"{inside} ({inside / rows:.0%})")
     console.print(table)
 
 

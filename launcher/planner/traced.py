@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator
 from launcher.planner.tracing.failure import TraceFailed
 from launcher.planner.tracing.summary import Summary
 from launcher.planner.types import MemoryPlan, Phase, RankPlan, Term, TermKind
-from launcher.planner.verdict import Need, verdict
+from launcher.planner.verdict import ONE_RANK, Need, verdict
 from launcher.spec import JobSpec
 
 INSTRUMENT = "trace"
 FAILED = "closed form, for the trace failed"
 
-# How far a traced peak may be off, in percent of it. What a tracer does not see is scratch memory inside kernels that
-# has no formula here, and what the job's data decide. On CPU, where every byte can be counted, traces of the job are
-# met within 0.5 %; half of the closed form's interval on one GPU is left for the kernels.
-TRACED_INTERVAL_PERCENT = 5
+# How far a traced peak may be off, in percent of it. On CPU, where every byte can be counted, traces of the job are met
+# within 0.5 %. What a tracer does not see on a GPU is scratch memory inside kernels that has no formula here, and what
+# the job's data decide; that the closed form does not see either, so that its interval on one GPU holds here, too.
+TRACED_INTERVAL_PERCENT = ONE_RANK.percent
 # A job that could not be traced is not the kind of job that the closed form was compared with.
 WIDENED = 2
 
