@@ -7,9 +7,9 @@ all of them miss a rank that dies (stub_peers). Its environment says what else i
 - STUB_JOIN=1: real collectives of gloo, so that a rank that dies takes its peers with it;
 - STUB_LOAD_S, STUB_STEPS, STUB_STEP_S: how long it takes to the first step, how many there are, how long each takes;
 - STUB_SAVE_EVERY, STUB_SAVE_S: a checkpoint every so many steps, and how long one takes;
-- STUB_MODE: what goes wrong, on rank STUB_RANK (1): raise (at step 3), exit (at step 3, code 9, without a word), hang
-  (never comes to the end of the step after a stop was asked), stubborn (the same, and TERM is ignored); or linger
-  (rank 0 does not exit when all is done);
+- STUB_MODE: what goes wrong, on rank STUB_RANK (1): raise (at step 3), exit (at step 3, code 9, without a word), eat
+  (at step 3, 2 GiB), hang (never comes to the end of the step after a stop was asked), stubborn (the same, and TERM is
+  ignored); or linger (rank 0 does not exit when all is done);
 - STUB_ATTEMPT: only in this attempt.
 """
 
@@ -132,6 +132,8 @@ class Stub:
             raise ValueError("the stub was told to fail\nwith a second line")
         if self.mode == "exit" and step == 3:
             os._exit(9)
+        if self.mode == "eat" and step == 3:
+            self.eaten = bytearray(b"x" * (2 << 30))
         while self.mode in ("hang", "stubborn") and self.stop.cause():
             time.sleep(0.1)
 

@@ -104,7 +104,7 @@ SIGNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     (
         Kind.CONNECTION_LOST,
         _any(
-            r"Connection closed by (peer \[|remote peer)",
+            r"Connection closed by (remote )?peer",
             r"(Read|Write) error \[\S+\]:\d+",
             r"gloo/transport/tcp\S* .*(closed|reset|refused|[Bb]roken)",
             r"remote process exited or there was a network error",
