@@ -13,6 +13,7 @@ fake tensors cannot is replaced here, as little of it as possible:
     huggingface.py      transformers' branches that look at values, and its loading of weights
     kernels.py          scratch memory inside kernels, which no tensor shows
     recorder.py         the dispatch mode that records, and answers what is asked by value
+    repeats.py          results of operations that were seen before, made without FakeTensorMode
     categories.py       what each storage turned out to be
     job.py              jobs.job.Job with synthetic data, weights of the right shape and no files
     selftest.py         known small graphs with known bytes: a replacement that stops holding is noticed here

@@ -4,7 +4,8 @@ A DeviceMesh finds its own coordinates by the values of a small tensor of ranks,
 happens outside the fake mode. None of it is on the device.
 
 DTensor learns the shape of a result by running the operation once on whole fake tensors of its own, on meta in a run:
-that is not recorded.
+that is not recorded. For an operation on lists, as an optimizer's, it then asks for every tensor of the list whether
+any tensor of any list is a strided shard: asked once here, for it takes minutes on a large model.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from importlib import import_module
 from typing import Any
 
 from torch.distributed import device_mesh
+from torch.distributed.tensor import _sharding_prop
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.utils._python_dispatch import _disable_current_modes
 
 from jobs.tracing.recorder import Recorder
@@ -40,6 +43,24 @@ def install(recorder: Callable[[], Recorder]) -> None:
             return original(self, *args, **kwargs)
 
     ShardingPropagator._propagate_tensor_meta_non_cached = unrecorded  # type: ignore[method-assign]
+    _ask_once_for_strided_shards()
+
+
+def _ask_once_for_strided_shards() -> None:
+    """_propagate_use_strided_shard_flag changes nothing where there is none (torch/distributed/tensor/
+    _sharding_prop.py), as under FSDP2 alone."""
+    original = _sharding_prop._propagate_use_strided_shard_flag
+    asked: tuple[Any, bool] = (None, False)
+
+    def propagate(op_strategy: Any, op_schema: Any) -> None:
+        nonlocal asked
+        if asked[0] is not op_schema:
+            strided = any(isinstance(part, _StridedShard) for spec in op_schema.args_spec for part in spec.placements)
+            asked = (op_schema, strided)
+        if asked[1]:
+            original(op_strategy, op_schema)
+
+    _sharding_prop._propagate_use_strided_shard_flag = propagate
 
 
 def _make_real_meshes() -> None:

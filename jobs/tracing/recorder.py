@@ -6,6 +6,7 @@ storage sees it go. Sizes are those of the fake storages, which are the real one
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from collections import Counter
@@ -19,11 +20,20 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from jobs.tracing.repeats import Repeats
 from launcher.planner.tracing.events import Event, Kind, Label, Mark
 from launcher.planner.types import Phase, TermKind
 
 aten = torch.ops.aten
 SILU_GRADIENT = aten.silu_backward.default
+ASKED = frozenset(
+    {
+        aten._local_scalar_dense.default,
+        aten.equal.default,
+        aten._pin_memory.default,
+        aten.is_pinned.default,
+    }
+)
 DEVICE_OF = torch.ops.prim.device.default
 META = torch.device("meta")
 
@@ -92,6 +102,7 @@ class Recorder(TorchDispatchMode):
         self._made_for: TermKind | None = None
         self.expansions: Mapping[Any, Expansion] = {}
         self._paused = False
+        self._repeats = Repeats()
         self._current_stream = current_stream
         self._scratch_bytes = scratch_bytes
 
@@ -177,35 +188,46 @@ class Recorder(TorchDispatchMode):
         if func is DEVICE_OF and isinstance(args[0], FakeTensor):
             # Half of all that is dispatched in a ZeRO-3 trace; answered as FakeTensor does (fake_tensor.py).
             return META if args[0].fake_mode.in_kernel_invocation else args[0].fake_device
-        if any(_is_wrapper(kind) for kind in types):
+        if any(map(_is_wrapper, types)):
             return NotImplemented  # a DTensor then runs the same operation on its shard, which comes here
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
-        if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return self._answer(args[0])
-        if func is aten.equal.default and isinstance(args[0], FakeTensor):
-            self._note_answer("whether two tensors are equal", "yes")
-            return True
-        if func is aten._pin_memory.default:
-            return self._pin(args[0])
-        if func is aten.is_pinned.default:
-            return self._numbers.get(args[0].untyped_storage()) in self._pinned
+        if func in ASKED:
+            return self._reply(func, args, kwargs)
         if func in self.expansions:
             with self:
                 return self.expansions[func](*args, **kwargs)
+        return self._record(func, args, kwargs)
+
+    def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         scratch = self._scratch_bytes(func, args, kwargs)
-        # SiLU's gradient is one kernel on every device; fake tensors take it apart, into four more tensors.
-        result = aten.empty_like.default(args[1]) if func is SILU_GRADIENT else func(*args, **kwargs)
+        if func is SILU_GRADIENT:
+            # One kernel on every device; fake tensors take it apart, into four more tensors.
+            result = self._repeats.run(aten.empty_like.default, (args[1],), {})
+        else:
+            result = self._repeats.run(func, args, kwargs)
         self.num_operations += 1
         name = func._schema.name if hasattr(func, "_schema") else str(func)
+        self._note_all(result, name)
         if scratch:
             # Between the outputs' allocation and the return: the kernel holds both.
-            self._note_all(result, name)
             self._workspace(name, scratch)
-        else:
-            self._note_all(result, name)
         return result
+
+    def _reply(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What fake tensors cannot tell, or cannot do."""
+        tensor = args[0]
+        if func is aten._pin_memory.default:
+            return self._pin(tensor)
+        if func is aten.is_pinned.default:
+            return self._numbers.get(tensor.untyped_storage()) in self._pinned
+        if not isinstance(tensor, FakeTensor):
+            return func(*args, **kwargs)
+        if func is aten.equal.default:
+            self._note_answer("whether two tensors are equal", "yes")
+            return True
+        return self._answer(tensor)
 
     def _pin(self, tensor: torch.Tensor) -> torch.Tensor:
         """A page-locked copy, which fake tensors cannot make (torch 2.13 fake_impls.py): a plain copy, noted as one."""
@@ -350,6 +372,7 @@ class Recorder(TorchDispatchMode):
         return tuple(labels), written(self.main, is_host=False), host
 
 
+@functools.cache
 def _is_wrapper(kind: type) -> bool:
     return not issubclass(kind, FakeTensor) and hasattr(kind, "__tensor_flatten__")
 

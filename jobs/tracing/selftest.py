@@ -70,6 +70,22 @@ def a_step_takes_what_its_tensors_take(recorder: Recorder) -> None:
     _expect(recorder.main.allocated_bytes, 0, "bytes after the last reference is gone")
 
 
+def a_step_that_is_repeated_takes_the_same(recorder: Recorder) -> None:
+    """The second of two equal steps, whose operations are known by then, makes and frees what the first did."""
+    weight = nn.Parameter(torch.empty(256, 512, device=recorder.device))
+    streams = []
+    for _ in range(2):
+        begin = len(recorder.main.events)
+        inputs = torch.empty(4, 16, 256, device=recorder.device)
+        first, second = (inputs.view(64, 256)[8:] @ weight).relu_().chunk(2, dim=-1)
+        (first * second).sum().backward()
+        del inputs, first, second
+        weight.grad = None
+        streams.append([(kind, size_bytes) for kind, _, size_bytes, _ in recorder.main.events[begin:]])
+    _expect(streams[1], streams[0], "events of an equal step")
+    _expect(recorder.main.allocated_bytes, 256 * 512 * FLOAT, "bytes after both")
+
+
 def a_module_moves_and_its_parameters_stay_the_same(recorder: Recorder) -> None:
     """Module.to moves the weights and keeps the parameters that others refer to."""
     module = nn.Linear(128, 64, bias=False, device="cpu")
@@ -154,6 +170,7 @@ def lists_of_tensors_are_stepped_at_once(recorder: Recorder) -> None:
 Check = Callable[[Recorder], None]
 CHECKS: tuple[Check, ...] = (
     a_step_takes_what_its_tensors_take,
+    a_step_that_is_repeated_takes_the_same,
     a_module_moves_and_its_parameters_stay_the_same,
     storages_are_resized,
     storages_have_addresses,

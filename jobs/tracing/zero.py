@@ -4,9 +4,12 @@
   of NVML or of the host, and answered here for the planned device.
 - ZeRO-3 compares lists of numbers with rank 0's (zero/utils.py): what a fake broadcast brings has no values, and all
   ranks do the same. Left out are the few hundred bytes that it takes for it.
-- ZeRO-3 cuts what it has gathered into one view a rank and parameter, to concatenate them: the views take no memory and
-  nearly all of a trace's time. Here the gathered parameter is made at once (partition_parameters.py,
-  AllGatherCoalescedHandle.wait).
+- ZeRO-3 cuts what it has gathered into one view a rank and parameter, to concatenate them, and gradients alike: the
+  views take no memory and nearly all of a trace's time. Here the gathered parameter is made at once
+  (partition_parameters.py, AllGatherCoalescedHandle.wait), and gradients are concatenated whole
+  (comm/coalesced_collectives.py, reduce_scatter_coalesced).
+- Its coordinator lists the parameters of hundreds of modules ahead of each (partitioned_param_coordinator.py): these
+  lists are kept.
 
 What a rank holds is told apart by the engine's own names, and what it makes on the way by the functions that make it.
 """
@@ -16,7 +19,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -54,11 +58,11 @@ def write_config(spec: JobSpec, run: RunFolder) -> None:
 def install(target: Target, recorder: Current) -> None:
     """Answer for the planned device and for the other ranks, and tell what the engine makes."""
     from deepspeed.accelerator import get_accelerator
-    from deepspeed.runtime.zero import utils
+    from deepspeed.runtime.zero import partitioned_param_coordinator, stage3, utils
     from deepspeed.runtime.zero.partition_parameters import AllGatherCoalescedHandle
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
-    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+    from deepspeed.utils import nvtx
 
     os.environ["LOCAL_RANK"] = str(target.local_rank)  # what DeepSpeed takes its device from
 
@@ -75,8 +79,14 @@ def install(target: Target, recorder: Current) -> None:
     utils.get_lst_from_rank0 = lambda numbers: numbers
     assert hasattr(AllGatherCoalescedHandle, "wait")
     AllGatherCoalescedHandle.wait = wait_for_gathered
+    assert hasattr(stage3, "reduce_scatter_coalesced")
+    stage3.reduce_scatter_coalesced = reduce_scatter_coalesced
+    assert hasattr(partitioned_param_coordinator, "iter_params")
+    partitioned_param_coordinator.iter_params = _kept_lists(partitioned_param_coordinator.iter_params)
+    assert hasattr(nvtx, "enable_nvtx")
+    nvtx.enable_nvtx = False  # names for a profiler that is not there
     _tell(DeepSpeedZeroOptimizer, ZERO2_MAKES, recorder)
-    _tell(DeepSpeedZeroOptimizer_Stage3, ZERO3_MAKES, recorder)
+    _tell(stage3.DeepSpeedZeroOptimizer_Stage3, ZERO3_MAKES, recorder)
     _tell(PartitionedParameterCoordinator, COORDINATOR_MAKES, recorder)
 
 
@@ -97,6 +107,53 @@ def wait_for_gathered(handle: Any, handle_dependency: bool = True) -> None:
     handle.complete = True
     if not handle_dependency and flat.device.type == "cuda":
         handle.data_buffer.append([flat])  # kept until the coordinator frees it, and with it all that was gathered
+
+
+def reduce_scatter_coalesced(tensors: list[torch.Tensor], group: Any = None) -> list[torch.Tensor]:
+    """coalesced_collectives.reduce_scatter_coalesced, which concatenates the parts of all tensors rank by rank: here
+    whole tensors, then what pads them, which is as much."""
+    from deepspeed import comm
+    from deepspeed.runtime.comm import coalesced_collectives
+
+    rank, world_size = comm.get_rank(group), comm.get_world_size(group)
+    flat = [tensor.view(-1) for tensor in tensors]
+    parts = [-(-tensor.numel() // world_size) for tensor in flat]
+    if len(tensors) == 1 and flat[0].numel() % world_size == 0:
+        buffer = flat[0]
+    else:
+        padding = [
+            torch.empty(missing, dtype=tensor.dtype, device=tensor.device)
+            for other in range(world_size)
+            for tensor, part in zip(flat, parts, strict=True)
+            if (missing := part - _elements_of(other, tensor.numel(), part))
+        ]
+        buffer = torch.cat([*flat, *padding])
+    buffer.div_(world_size)
+    mine = buffer.narrow(0, rank * sum(parts), sum(parts))
+    coalesced_collectives._torch_reduce_scatter_fn(buffer, mine, group=group)
+    starts = accumulate(parts, initial=0)
+    return [
+        mine.narrow(0, start, _elements_of(rank, tensor.numel(), part))
+        for start, tensor, part in zip(starts, flat, parts, strict=False)
+    ]
+
+
+def _elements_of(rank: int, num_elements: int, part: int) -> int:
+    """How many of a tensor's elements are a rank's, where every rank but the last ones has `part`."""
+    return min(max(num_elements - rank * part, 0), part)
+
+
+def _kept_lists(list_parameters: Callable[..., Iterable[Any]]) -> Callable[..., Iterable[Any]]:
+    """iter_params, asked once of each module and as soon as it uses further parameters of other modules."""
+    kept: dict[tuple[Any, bool, int], tuple[Any, ...]] = {}
+
+    def listed(module: Any, recurse: bool = False) -> Iterable[Any]:
+        key = (module, recurse, len(module.ds_external_parameters()))
+        if key not in kept:
+            kept[key] = tuple(list_parameters(module, recurse))
+        return kept[key]
+
+    return listed
 
 
 def _tell(owner: type, makes: dict[str, TermKind], recorder: Current) -> None:
