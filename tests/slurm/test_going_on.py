@@ -90,7 +90,7 @@ def test_at_its_time_limit_a_job_saves_and_goes_on(bed: Bed, tmp_path: Path) -> 
 
 def test_a_preempted_job_saves_and_goes_on(bed: Bed, tmp_path: Path) -> None:
     run, job_id = start(bed, tmp_path, "preempted")
-    other = submit(bed, "#!/bin/bash\nsleep 2\n", "--partition=high", "--nodes=3", "--exclusive")
+    other = submit(bed, "#!/bin/bash\nsleep 2\n", "--partition=high", "--nodes=3", "--exclusive", "--output=/dev/null")
     assert wait_for_state(bed, other, timeout_s=90) == "COMPLETED"
     assert wait_until_finished(bed, run, job_id) == 2
     assert_as_if_never_cut_off(run)
