@@ -38,8 +38,9 @@ def main() -> int:
     log.parent.mkdir(exist_ok=True)
     log.write_text(f"{time.time():.3f} begins\n")
     write_record(run.started(attempt), started(attempt))
+    seconds = float(words.get("seconds", "0")) if attempt == 1 else 0.0
     for step in range(1, STEPS + 1):
-        time.sleep(float(words.get("seconds", "0")) / STEPS)
+        time.sleep(seconds / STEPS)
         if run.stop_file(attempt).exists():
             cause = run.stop_file(attempt).read_text().strip()
             record = Stopped(attempt=attempt, time_s=time.time(), step=step, cause=cause, checkpoint=None)

@@ -28,6 +28,7 @@ mapfile -t CELLS < '/shared/runs/sweeps/20261122-031502-sweep-3f9a/cells-1.txt'
 RUN=${CELLS[SLURM_ARRAY_TASK_ID]:?no such cell in /shared/runs/sweeps/20261122-031502-sweep-3f9a/cells-1.txt}
 cd "$RUN" || exit 1
 mkdir -p control attempts || exit 1
+exec >> "slurm-$JOB.out" 2>&1 # with its run, as the output of a single run is
 
 say() { echo "fitlaunch: $*"; }
 
