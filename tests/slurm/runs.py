@@ -43,6 +43,12 @@ def slurm_launch(
     return dataclasses.replace(launch, argv=argv, env=launch.env | {"PYTHONPATH": str(ROOT)} | dict(stub))
 
 
+def without_torchrun(launch: LaunchPlan) -> LaunchPlan:
+    """The same with a stand-in that starts in a moment, where torchrun is not the point."""
+    words = ("tests.faults.stub_torchrun" if word == "torch.distributed.run" else word for word in launch.argv)
+    return dataclasses.replace(launch, argv=tuple(words))
+
+
 def write(launch: LaunchPlan) -> RunFolder:
     """The run folder of a launch plan, as the launcher leaves it before it submits."""
     return write_run_folder(launch, now_s=time.time())
