@@ -7,9 +7,12 @@ happens inside the signal handler.
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
+T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -40,8 +43,19 @@ class StopRequest:
             self._signal = signal.Signals(number).name
 
 
-def ignore_stop_signals() -> None:
-    """For a process that only serves a rank: a scheduler signals all processes of a job, and the rank still needs it to
-    come to the end of its step."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def deaf_to_stop_signals(function: Callable[[], T]) -> Callable[[], T]:
+    """The function, such that no process that it starts ever hears of a stop.
+
+    A scheduler signals all processes of a job, and a rank still needs those that load its data to come to the end of
+    its step; torch would have them die of a TERM from the moment they are forked. A blocked signal is inherited as such,
+    and reaches this process once the function has returned.
+    """
+
+    def deaf() -> T:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            return function()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    return deaf

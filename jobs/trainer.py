@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sized
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from jobs.agree import sum_over_ranks
 from jobs.fence import Fence
 from jobs.phases import Phases
 from jobs.sharding import set_fsdp_precision
-from jobs.stop import ignore_stop_signals
+from jobs.stop import deaf_to_stop_signals
 from launcher.planner.types import Phase
 from launcher.precision import is_deepspeed
 from launcher.runs.layout import RunFolder
@@ -136,7 +135,7 @@ class JobTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
         """The rows of this rank; the processes that load them outlive a signal to all of the job's."""
         loader = super().get_train_dataloader()
-        loader.worker_init_fn = partial(_begin_worker, loader.worker_init_fn)
+        loader._get_iterator = deaf_to_stop_signals(loader._get_iterator)  # type: ignore[method-assign]
         return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:  # type: ignore[type-arg]
@@ -216,12 +215,6 @@ class JobTrainer(Trainer):
         """Wait for all ranks."""
         if dist.is_initialized():
             dist.barrier()
-
-
-def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
-    ignore_stop_signals()
-    if begin is not None:
-        begin(number)
 
 
 def _written(model: Any, spec: JobSpec) -> dict[str, torch.Tensor]:
