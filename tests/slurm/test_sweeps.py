@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from launcher.runs.layout import RunFolder
+from launcher.runs.logs import job_logs
 from launcher.runs.records import Submission, read_record
 from launcher.runs.sweeps import list_sweeps, read_arrays, read_sweep
 from slurm.bed import Bed
@@ -150,6 +152,7 @@ def test_failed_cells_are_sent_again_and_no_others(client: Client) -> None:
     runs = [RunFolder(client.folder / "runs" / cell["run_id"]) for cell in cells]
     assert [len(list((run.root / "attempts").iterdir())) for run in runs] == [1, 1, 2, 2, 1, 1]
     assert [call.split()[-1] for call in client.calls()] == ["1", "2"]
+    assert "attempt 2 on node" in job_logs(runs[2])[-1].read_text()
 
 
 def test_a_client_that_was_killed_has_sent_it_once(client: Client, drained: None) -> None:
@@ -187,9 +190,15 @@ def test_what_was_never_sent_is_sent_once_by_two_at_once(client: Client, drained
 
 
 def test_a_sweeper_that_searches_has_to_wait(client: Client) -> None:
-    refused = client.launch(
-        "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "train.learning_rate=interval(1e-4,1e-2)"
-    )
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "train.learning_rate=interval(1e-4,1e-2)")
+    refused = client.launch(*search)
     assert refused.returncode == 2, refused.stderr
     assert "sweep.wait=true" in refused.stderr
     assert client.calls() == []
+
+    done = client.launch(*search, "hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_jobs=2", "sweep.wait=true")
+    assert done.returncode == 0, done.stderr
+    assert client.arrays() == [(0, 1)]
+    (folder,) = list_sweeps(client.folder / "runs")
+    losses = [cell["eval_loss_after"] for cell in client.cells()]
+    assert yaml.safe_load(folder.search.read_text())["best_value"] == min(losses)
