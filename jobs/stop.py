@@ -47,7 +47,7 @@ def deaf_to_stop_signals(function: Callable[[], T]) -> Callable[[], T]:
     """The function, such that no process that it starts ever hears of a stop.
 
     A scheduler signals all processes of a job, and a rank still needs those that load its data to come to the end of
-    its step; torch would have them die of a TERM from the moment they are forked. A blocked signal is inherited as such,
+    its step; torch would have them die of a TERM from the moment they are forked. What is blocked is inherited as such,
     and reaches this process once the function has returned.
     """
 
