@@ -27,6 +27,7 @@ from launcher.runs.records import Submission
 from launcher.runs.registry import new_run_id
 from launcher.scheduler.environment import job_environment
 from launcher.spec import ClusterKind, Fit, JobSpec
+from launcher.targets.credentials import keys_left_behind
 from launcher.targets.folder import write_run_folder
 from launcher.targets.ports import choose_port
 from launcher.targets.shared import MOUNTS, doubtful_paths
@@ -94,9 +95,11 @@ def queue(prepared: Prepared, console: Console) -> Submission:
     """
     spec, refuse = prepared.plan.spec, prepared.fit is not Fit.WARN
     disk = check_disk(disk_need(prepared.plan), prepared.runs_dir, free_bytes(prepared.runs_dir), refuse=refuse)
-    for text in (disk, *doubtful_paths(spec, prepared.runs_dir, MOUNTS.read_text())):
+    paths = doubtful_paths(spec, prepared.runs_dir, MOUNTS.read_text())
+    keys = keys_left_behind(spec, os.environ, job_environment(os.environ, spec.cluster.environment))
+    for text in (disk, *paths, *keys):
         if text:
-            console.print(text, style="yellow")
+            console.print(text, style="yellow", soft_wrap=True)
     launch = frozen(prepared)
     run = RunFolder(Path(launch.run_dir))
     check_site(spec, launch.files[run.script.name], os.environ)

@@ -79,9 +79,12 @@ def _planned_lead(plan: MemoryPlan) -> tuple[int, str]:
     slurm = plan.spec.cluster.slurm
     assert slurm is not None, "only a job for Slurm has a time limit"
     step_s = step_time(Estimator(model_shape(plan.spec.model.config)).workload(plan.spec)).seconds
-    lead_s = lead_seconds(step_s=step_s, checkpoint_bytes=plan.checkpoint_bytes, time_limit_s=slurm.time_min * 60)
+    limit_s = slurm.time_min * 60
+    lead_s = lead_seconds(step_s=step_s, checkpoint_bytes=plan.checkpoint_bytes, time_limit_s=limit_s)
     words = (
         f"{SLURM_EARLY_S} s that Slurm may be off, {STEP_FACTOR} steps of about {format_duration(step_s)}, and "
         f"{format_bytes(plan.checkpoint_bytes)} saved at {SAVED_BYTES_PER_S // 1_000_000} MB/s, twice over"
     )
-    return lead_s, words
+    if lead_s == limit_s // MOST_OF_LIMIT:
+        return lead_s, f"{words}; but half of the time at most"
+    return lead_s, f"{words}; but {LEAST_LEAD_S} s at least" if lead_s == LEAST_LEAD_S else words

@@ -101,6 +101,17 @@ def test_render_writes_the_run_folder_and_starts_nothing(tmp_path: Path) -> None
     assert "jobs.train" in frozen["argv"]
 
 
+def test_render_for_slurm_writes_a_script_and_says_how_it_is_queued(tmp_path: Path) -> None:
+    done = launch(tmp_path, "mode=render", "cluster=slurm", "device=cpu", "gpus=2", "nodes=2")
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    said = done.stderr.splitlines()
+    assert said[said.index("Queue it  1 counts its submissions") + 1] == f"  sbatch --parsable {run}/job.sh 1"
+    assert "Asked of Slurm" in said
+    assert (run / "job.sh").read_text() == json.loads((run / "launch.json").read_text())["files"]["job.sh"]
+    assert not (run / "submission.json").exists()
+
+
 def test_options_and_overrides_in_any_order(tmp_path: Path) -> None:
     first = launch(tmp_path, "mode=plan", "gpus=2,4", "-m")
     second = launch(tmp_path, "-m", "mode=plan", "gpus=2,4")

@@ -27,6 +27,7 @@ mapfile -t CELLS < '/data/runs/sweeps/s/cells-0.txt'
 RUN=${CELLS[SLURM_ARRAY_TASK_ID]:?no such cell in /data/runs/sweeps/s/cells-0.txt}
 cd "$RUN" || exit 1
 mkdir -p control attempts || exit 1
+exec >> "slurm-$JOB.out" 2>&1 # with its run, as the output of a single run is
 
 say() { echo "fitlaunch: $*"; }
 
