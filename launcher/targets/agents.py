@@ -22,7 +22,7 @@ from launcher.runs.tail import last_lines
 from launcher.spec import HostSlots
 from launcher.targets.lost import Lost, write_lost
 from launcher.targets.preflight import Ready
-from launcher.targets.ssh import kill_session, ssh_argv, ssh_environment
+from launcher.targets.ssh import ALIVE_MISSED, ALIVE_PERIOD_S, EXIT_SSH, kill_session, ssh_argv, ssh_environment
 
 BEAT_S = 5.0
 # A file server may tell of a file late.
@@ -143,10 +143,17 @@ class Agents:
         if end_file.exists():
             return
         words = last_lines(agent.log, 1)
-        why = words[0] if words else f"ssh ended with exit code {agent.process.returncode}"
+        why = words[0] if words else _exit_words(agent.process.returncode)
         lost = Lost(node=agent.node, host=agent.host, time_s=time.time(), why=why)
         self.lost.append(lost)
         write_lost(self._run, self._attempt, self._started_at_s, lost)
+
+
+def _exit_words(exit_code: int | None) -> str:
+    """ssh says nothing of a host that is silent; it only ends."""
+    if exit_code == EXIT_SSH:
+        return f"nothing was heard of it for {ALIVE_PERIOD_S * ALIVE_MISSED} s"
+    return f"ssh ended with exit code {exit_code}"
 
 
 def _write(process: subprocess.Popen[bytes], data: bytes) -> None:

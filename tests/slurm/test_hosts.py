@@ -202,8 +202,8 @@ def test_a_rank_that_is_killed_is_the_first_cause_with_its_host(bed: Bed, tmp_pa
 @pytest.mark.parametrize(
     ("fault", "mended", "why"),
     [
-        ("power_off", "boot", r"closed by remote host|not responding|No route to host"),
-        ("cut", "mend", "not responding"),
+        ("power_off", "boot", r"closed by remote host|nothing was heard|No route"),
+        ("cut", "mend", "^nothing was heard of it for 30 s$"),
     ],
 )
 def test_a_host_that_is_lost_ends_the_run_and_is_named(
