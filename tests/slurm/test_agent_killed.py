@@ -1,4 +1,4 @@
-"""The agent of a node is killed: nothing of its ranks is left, the job fails, and the run says which node it was."""
+"""The agent of a node is killed: the job fails, and nothing of its ranks is left on any node."""
 
 from __future__ import annotations
 
