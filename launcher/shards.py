@@ -27,7 +27,9 @@ def shard_defaults(kind: ShardKind, hidden_size: int, *, on_cuda: bool) -> Shard
     """A sharding with every knob that belongs to it at its default, offloading nothing.
 
     DeepSpeed sizes count elements. The three that depend on the model follow transformers 5.23
-    integrations/deepspeed.py (trainer_config_finalize): reduce bucket H*H, prefetch int(0.9*H*H), persistence 10*H.
+    integrations/deepspeed.py (trainer_config_finalize), which puts them where a file says "auto": reduce bucket H*H,
+    prefetch int(0.9*H*H), persistence 10*H. DeepSpeed's own defaults, for a file that leaves them out, are 5e8, 5e7 and
+    1e5 (0.19.8 runtime/zero/config.py); whoever wants those names the numbers, as conf/shard/zero3.yaml says.
     overlap_comm follows deepspeed 0.19.8 runtime/zero/config.py (None becomes True for stage 3 only); a CPU has no
     stream to overlap on.
     """

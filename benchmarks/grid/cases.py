@@ -1,7 +1,8 @@
 """The jobs of the grid: every cell with every architecture, and around three of them what else changes memory.
 
 Widths are those of real models; layers are few, so that a trace takes seconds and no term hides behind the weights of
-eighty blocks. Some whole models are among them.
+eighty blocks. Some whole models are among them. Liger's loss is not: its kernel is Triton's and runs on a GPU alone, so
+that what is planned for it is held against published measurements (benchmarks/accuracy.py) and against no trace.
 """
 
 from __future__ import annotations

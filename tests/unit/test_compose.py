@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import msgspec
 import pytest
@@ -88,6 +89,18 @@ def test_zero_sizes_are_numbers_from_the_model() -> None:
     assert shard.param_persistence_threshold == 40960
     assert shard.overlap_comm is True
     assert shard.bucket_cap_mb is None
+
+
+def test_sizes_of_deepspeeds_own_are_those_that_the_files_name() -> None:
+    """Where a DeepSpeed file leaves a key out, rather than saying "auto"."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    own = DeepSpeedZeroConfig(stage=3)
+    for stage in ("zero2", "zero3"):
+        text = (conf_dir() / "shard" / f"{stage}.yaml").read_text(encoding="utf-8")
+        named = dict(re.findall(r"^(\w+): auto # .*DeepSpeed's own: (\d+)$", text, re.MULTILINE))
+        assert named
+        assert {name: getattr(own, name) for name in named} == {name: int(size) for name, size in named.items()}
 
 
 def test_a_size_given_is_kept() -> None:

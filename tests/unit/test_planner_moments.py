@@ -68,12 +68,12 @@ def test_prefetching_is_that_of_a_real_engine() -> None:
     loss = 2 * 625_999_872
     assert found == prefetch.Live(
         embedding=found.embedding,
-        blocks=2 * 1_486_880_768,
+        blocks=found.blocks,
         loss=loss,
         head=loss + 2 * EMBEDDING,
         last_block=loss + block,
     )
-    assert 2 * EMBEDDING < found.embedding < found.blocks
+    assert 2 * EMBEDDING < found.embedding < max(found.blocks) == 2 * 1_486_880_768
 
 
 def test_prefetching_ends_at_the_limit() -> None:

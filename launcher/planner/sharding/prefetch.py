@@ -32,11 +32,11 @@ Use = tuple[tuple[int, int, int], ...]  # of one module: for each parameter its 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """Bytes gathered: the most while the embedding is there, and in the blocks; what is there at the loss; and that
+    """Bytes gathered: the most while the embedding is there, and in each block; what is there at the loss; and that
     with what the backward pass begins with: the head's, and then the last block's."""
 
     embedding: int
-    blocks: int
+    blocks: tuple[int, ...]
     loss: int
     head: int
     last_block: int
@@ -78,11 +78,20 @@ def live(inventory: Inventory, stored: Stored, *, checkpointing: bool, bucket: i
     last = {key: size for use in _block_forward(block, number, stored) for key, _, size in use}
     return Live(
         embedding=max(most[: BEFORE_EMBEDDING + 1]),
-        blocks=max(most[BEFORE_EMBEDDING + 1 : -1]),
+        blocks=tuple(_by_block(most[BEFORE_EMBEDDING + 1 + AFTER_EMBEDDING :], inventory, stored)),
         loss=ahead,
         head=ahead + head,
         last_block=ahead + sum(size for key, size in last.items() if key not in gathered),
     )
+
+
+def _by_block(most: Sequence[int], inventory: Inventory, stored: Stored) -> Iterator[int]:
+    """The most in each block, from what is gathered in its modules."""
+    begin = 0
+    for number, block in _layers(inventory):
+        end = begin + len(_block_forward(block, number, stored))
+        yield max(most[begin:end])
+        begin = end
 
 
 def _follow(

@@ -27,6 +27,7 @@ from launcher.units import ceil_div
 
 SOURCE = "deepspeed 0.19.8 runtime/zero/stage3.py"
 PARTITIONS = "deepspeed 0.19.8 runtime/zero/partition_parameters.py"
+KEPT = "4-bit weights kept by autograd, whole"
 COORDINATOR = "deepspeed 0.19.8 runtime/zero/partitioned_param_coordinator.py"
 GATHERS = (Point.EMBEDDING,)
 
@@ -81,7 +82,7 @@ def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     found = (
         *whole_constants(work),
         *_persistent(work),
-        *_kept(work),
+        *_kept(kept_bytes(work), (Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER)),
         *_bucket(work),
         *_loading(work),
         *_initialising(work),
@@ -222,27 +223,37 @@ def _gathered_as(work: Workload) -> prefetch.Stored:
 def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
     """Gathered parameters at a point of a forward pass, and what autograd keeps of them."""
     found = live_bytes(work)
-    at_point = {
-        Point.EMBEDDING: found.embedding,
-        Point.BLOCK: found.blocks,
-        Point.HEAD: found.head,
-        Point.LOSS: found.loss,
-    }
-    assert moment.point is not None
-    kept = _experts_kept(work, moment, but=1) if moment.is_trained and moment.point is Point.BLOCK else ()
-    return (*_gathered(work, moment, at_point[moment.point]), *kept)
+    at_point = {Point.EMBEDDING: found.embedding, Point.HEAD: found.head, Point.LOSS: found.loss}
+    if moment.point in at_point:
+        return _gathered(work, moment, at_point[moment.point])
+    if not moment.is_trained:
+        return _gathered(work, moment, max(found.blocks))
+    live, kept = _highest_block(work, found.blocks)
+    return (*_gathered(work, moment, live), *_experts_kept(work, moment, but=1), *_kept(kept, (moment.phase,)))
 
 
-def _kept(work: Workload) -> tuple[Term, ...]:
+def _highest_block(work: Workload, blocks: tuple[int, ...]) -> tuple[int, int]:
+    """What is gathered in the block with which the most is there, and the 4-bit weights kept by then: while these grow
+    from block to block, the prefetcher soon has gathered all that it may."""
+    whole = kept_bytes(work)
+    at_block = ((live, whole * number // len(blocks)) for number, live in enumerate(blocks, start=1))
+    return max(at_block, key=sum)
+
+
+def kept_bytes(work: Workload) -> int:
+    """4-bit weights that autograd keeps, of all blocks."""
+    return quantisation.total_packed_bytes(work) if work.world_size > 1 else 0
+
+
+def _kept(kept: int, phases: tuple[Phase, ...]) -> tuple[Term, ...]:
     """4-bit weights that were gathered in the forward pass: bitsandbytes' node refers to them by an attribute, which
     neither a checkpoint nor the end of the backward pass clears, and the loss keeps the nodes until the optimizer has
     stepped, for accelerate steps inside its backward()."""
-    kept = quantisation.total_packed_bytes(work) if work.world_size > 1 else 0
     return term(
-        "4-bit weights kept by autograd, whole",
+        KEPT,
         TermKind.SHARDING_BUFFERS,
         kept,
-        (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER),
+        phases,
         formula=f"{kept:,} B of packed values",
         source="bitsandbytes 0.50 autograd/_functions.py MatMul4Bit ctx.tensors; accelerate 1.15 utils/deepspeed.py",
     )
