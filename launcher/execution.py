@@ -25,6 +25,7 @@ from launcher.runs.layout import RunFolder
 from launcher.runs.outcome import Outcome
 from launcher.runs.records import Submission
 from launcher.runs.registry import new_run_id
+from launcher.scheduler.client import SchedulerSilent
 from launcher.scheduler.environment import job_environment
 from launcher.spec import ClusterKind, Fit, JobSpec
 from launcher.targets.credentials import keys_left_behind
@@ -102,7 +103,11 @@ def queue(prepared: Prepared, console: Console) -> Submission:
             console.print(text, style="yellow", soft_wrap=True)
     launch = frozen(prepared)
     run = RunFolder(Path(launch.run_dir))
-    check_site(spec, launch.files[run.script.name], os.environ)
+    try:
+        check_site(spec, launch.files[run.script.name], os.environ)
+    except SchedulerSilent as silent:
+        way_out = "try again later, or take mode=render, which writes the script and asks nobody"
+        raise SchedulerSilent(f"Slurm does not answer, and nothing was queued ({silent}): {way_out}") from None
     submitted = submit_run(write_run_folder(launch, now_s=time.time()), os.environ)
     show_queued(submitted.submission, spec, asked_of_slurm(prepared.plan), launch.run_dir, console)
     return submitted.submission

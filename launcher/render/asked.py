@@ -8,6 +8,7 @@ from launcher.models import model_shape
 from launcher.planner.estimate import Estimator
 from launcher.planner.timing import step_time
 from launcher.planner.types import MemoryPlan
+from launcher.rules.cluster import MOST_LEAD_S
 from launcher.units import GIB, ceil_div, format_bytes, format_duration, round_up
 
 # man sbatch, --signal: it may be sent up to 60 seconds earlier than asked for, and so later than it ought to.
@@ -72,7 +73,8 @@ def lead_seconds(*, step_s: float, checkpoint_bytes: int, time_limit_s: int) -> 
     """
     save_s = SAVE_FACTOR * checkpoint_bytes / SAVED_BYTES_PER_S
     wanted = SLURM_EARLY_S + STEP_FACTOR * step_s + save_s
-    return min(max(LEAST_LEAD_S, ceil_div(int(wanted) + 1, 10) * 10), time_limit_s // MOST_OF_LIMIT)
+    rounded = ceil_div(int(wanted) + 1, 10) * 10
+    return min(max(LEAST_LEAD_S, rounded), time_limit_s // MOST_OF_LIMIT, MOST_LEAD_S)
 
 
 def _planned_lead(plan: MemoryPlan) -> tuple[int, str]:

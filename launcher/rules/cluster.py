@@ -26,6 +26,9 @@ OF_SLURM: dict[str, Form] = {
 }
 """What each option may look like; of a list, each of its entries."""
 
+MOST_LEAD_S = 65_535
+"""man sbatch, --signal: the most seconds before a time limit."""
+
 
 def values_are_allowed(case: Case) -> Iterator[Problem]:
     """What reaches a script, a scheduler or ssh has a known form, so that nothing in it can be taken for more."""
@@ -82,6 +85,9 @@ def site_allows(case: Case) -> Iterator[Problem]:
     if slurm.lead_s is not None and slurm.lead_s >= slurm.time_min * 60:
         rule = f"leaves no time to train: the job has {slurm.time_min * 60} s in all"
         yield Problem(field="cluster.lead_s", value=slurm.lead_s, rule=rule, way_out="use less, or auto")
+    elif slurm.lead_s is not None and slurm.lead_s > MOST_LEAD_S:
+        rule = "is more than Slurm's --signal takes"
+        yield Problem(field="cluster.lead_s", value=slurm.lead_s, rule=rule, way_out=f"use {MOST_LEAD_S} or less")
     if slurm.gpu_type is not None and slurm.gpu_request is GpuRequest.NONE:
         rule = "has no effect with cluster.gpu_request=none"
         yield Problem(field="cluster.gpu_type", value=slurm.gpu_type, rule=rule, way_out="leave it out")

@@ -52,7 +52,11 @@ def submit_run(run: RunFolder, environ: Mapping[str, str], *, timeout_s: float =
     with hold_lock(run.lock, what=f"run {launch.run_id}"):
         _refuse_if_finished(run)
         before = read_record(run.submission, Submission)
-        found = _existing(run, launch, spec, before)
+        try:
+            found = _existing(run, launch, spec, before)
+        except SchedulerSilent as silent:
+            again = f"`fitlaunch resume {launch.run_id}` tries again"
+            raise SchedulerSilent(f"Slurm does not answer, and nothing was sent ({silent}): {again}") from None
         if found is not None:
             return Submitted(submission=found, is_new=False)
         return Submitted(submission=_send(run, launch, spec, before, environ, timeout_s), is_new=True)

@@ -121,6 +121,10 @@ def test_a_secret_is_stored_nowhere() -> None:
             "cluster.lead_s=120 leaves no time to train: the job has 120 s in all: use less, or auto",
         ),
         (
+            "cluster.time='7-00:00:00' cluster.lead_s=70000",
+            "cluster.lead_s=70000 is more than Slurm's --signal takes: use 65535 or less",
+        ),
+        (
             "cluster.gpu_request=none cluster.gpu_type=h100",
             "cluster.gpu_type=h100 has no effect with cluster.gpu_request=none: leave it out",
         ),

@@ -120,6 +120,7 @@ def test_gpus_are_asked_for_as_the_site_wants_them() -> None:
         (0.1, 0, 86_400, LEAST_LEAD_S),
         (10.0, 10_000_000_000, 86_400, 200),  # 60 + 3 x 10 + 2 x 50 = 190 s, to the next ten
         (1.0, 480_000_000_000, 86_400, 4870),  # 60 + 3 + 2 x 2400
+        (1.0, 10**14, 10**7, 65_535),  # all that --signal takes
         (10.0, 10_000_000_000, 120, 60),  # half of a short job is for training
     ],
 )
