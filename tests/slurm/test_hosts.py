@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import NodeEnd, Status, Stopped, read_record
-from launcher.spec import HostSlots
+from launcher.spec import HostSlots, Program
 from launcher.targets.hosts import cancel_hosts
 from launcher.targets.probe import code_hash
 from slurm.bed import Bed
@@ -226,3 +227,34 @@ def test_a_host_that_is_lost_ends_the_run_and_is_named(
     assert_nothing_left(bed, run, within_s=40)  # cut off, node2 ends its ranks by itself
     assert ends(run)[1].is_lost
     assert re.search(why, ends(run)[1].ended_by)
+
+
+def test_deepspeed_over_pdsh_stops_in_order_and_outlives_no_killed_launcher(bed: Bed, tmp_path: Path) -> None:
+    run = still_run(tmp_path / "runs", Program.DEEPSPEED, environment=("NCCL_DEBUG",))
+    env = {"NCCL_DEBUG": "WARN", "MLFLOW_TRACKING_TOKEN": "wh1sper"}
+    with following(bed, run, env=env) as launcher:
+        launcher.wait_for_steps()
+        assert seen_in_the_open(bed, "wh1sper") == []
+        assert b"NCCL_DEBUG=WARN" in environment_of_a_rank(bed, "node2", run)
+        launcher.send("INT")
+        assert launcher.wait() == 130
+        assert "stopped after step" in launcher.says()
+    assert launcher.state().status is Status.STOPPED
+    assert_nothing_left(bed, run)
+
+    with following(bed, run, env=env) as launcher:
+        launcher.wait_for_steps(attempt=2)
+        launcher.send("KILL")
+        launcher.wait(10)
+        assert left_on(bed, "node2", run) != []  # nothing tells them at once
+        assert_nothing_left(bed, run, within_s=60)
+
+
+def environment_of_a_rank(bed: Bed, host: str, run: RunFolder) -> list[bytes]:
+    """The environment of one rank on a host."""
+    for pid in bed.processes(host):
+        with contextlib.suppress(OSError):
+            environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            if f"FITLAUNCH_RUN={run.root}".encode() in environ and any(word.startswith(b"RANK=") for word in environ):
+                return environ
+    return []
