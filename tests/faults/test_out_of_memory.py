@@ -55,15 +55,15 @@ def limited() -> Iterator[Path]:
 def test_a_rank_that_the_kernel_kills(tmp_path: Path, limited: Path) -> None:
     launch = with_stubs(
         make_launch(tmp_path, spec=make_spec(), run_id="run", python=sys.executable),
-        real_torchrun=False, STUB_MODE="eat", STUB_STEPS="100000",
+        real_torchrun=False, STUB_MODE="eat", STUB_RANK="0", STUB_STEPS="100000",
     )  # fmt: skip
     with launcher_process(launch) as launcher:
         limited.write_text(str(launcher.process.pid))
         assert launcher.wait() == 5
         found = read_diagnosis(launcher.run, 1)
         assert found is not None
-        assert (found.kind, found.rank) == (Kind.KERNEL_OUT_OF_MEMORY, 1)
-        assert launcher.state().reason == "rank 1 was killed by the kernel: the node had no more memory for the job"
+        assert (found.kind, found.rank) == (Kind.KERNEL_OUT_OF_MEMORY, 0)
+        assert launcher.state().reason == "rank 0 was killed by the kernel: the node had no more memory for the job"
         assert found.because[0].endswith(" counts 1 killed for want of memory")
         assert_state(launcher, Status.FAILED, 5)
         assert_nothing_left(launcher)
