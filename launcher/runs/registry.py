@@ -184,7 +184,18 @@ def _status_of_the_living(run: RunFolder, state: RunState) -> tuple[Status, str]
     ranks = processes_of_run(frozen_run_dir(run))
     if ranks:
         return Status.UNKNOWN, f"its launcher is gone, but {len(ranks)} of its processes still run"
+    silent = _silent_hosts(run, state.attempt)
+    if silent:
+        return Status.UNKNOWN, f"its launcher is gone; fitlaunch cancel asks what is left on {', '.join(silent)}"
     return Status.FAILED, "its launcher was killed, and left no result"
+
+
+def _silent_hosts(run: RunFolder, attempt: int) -> tuple[str, ...]:
+    """Of a run on several hosts, those that have not said how their ranks ended; nobody else can tell."""
+    hosts = read_job(run.job).cluster.hosts
+    if hosts is None:
+        return ()
+    return tuple(each.host for node, each in enumerate(hosts.hosts) if not run.node_end(attempt, node).exists())
 
 
 def _run_folders(runs_dir: Path) -> list[RunFolder]:

@@ -31,7 +31,7 @@ from launcher.runs.stopping import CANCEL, ask_to_stop
 from launcher.spec import HostSlots, JobSpec, Program
 from launcher.targets.agents import Agents
 from launcher.targets.hosts_attempt import HostsAttempt
-from launcher.targets.left import Left, end_on_hosts
+from launcher.targets.left import Left, end_on_hosts, write_ended
 from launcher.targets.local import STOP_GRACE_S, refuse_if_finished
 from launcher.targets.pdsh import Pdsh, is_harmless
 from launcher.targets.preflight import Ready, check_hosts
@@ -99,7 +99,11 @@ def cancel_hosts(run: RunFolder, *, grace_s: float = STOP_GRACE_S) -> tuple[Left
         end = time.monotonic() + (grace_s if run.started(attempt).exists() else 0.0)
         while _seems_running(run, attempt) and time.monotonic() < end:
             time.sleep(CANCEL_POLL_S)
-    return end_on_hosts(run, hosts_of(job_of(launch)), python=launch.argv[0])
+    left = end_on_hosts(run, hosts_of(job_of(launch)), python=launch.argv[0])
+    for node, each in enumerate(left):
+        if attempt and each.num_found is not None:
+            write_ended(run, attempt, node, each.host)
+    return left
 
 
 def job_of(launch: LaunchPlan) -> JobSpec:

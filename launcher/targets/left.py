@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from launcher.runs.layout import RunFolder
-from launcher.spec import HostSlots
+from launcher.runs.records import NodeEnd, write_exclusively
+from launcher.spec import HostSlots, to_json
 from launcher.targets.ssh import ask_hosts
 
 TIMEOUT_S = 45.0
@@ -34,6 +37,23 @@ def _read(host: str, exit_code: int | None, out: str, last_words: str) -> Left:
     if exit_code == 0 and numbers:
         return Left(host=host, num_found=int(numbers[-1]))
     return Left(host=host, num_found=None, why=last_words or f"exit code {exit_code}")
+
+
+def write_ended(run: RunFolder, attempt: int, node: int, host: str) -> None:
+    """Write down that a node has ended, now that it is known, where no agent could: DeepSpeed's launcher has none."""
+    now_s = time.time()
+    end = NodeEnd(
+        attempt=attempt,
+        node_rank=node,
+        host=host,
+        started_at_s=now_s,
+        ended_at_s=now_s,
+        exit_code=None,
+        deaths=(),
+        ended_by="cancelled",
+    )
+    with contextlib.suppress(OSError):
+        write_exclusively(run.node_end(attempt, node), to_json(end) + "\n")
 
 
 def unproven(left: Iterable[Left]) -> str:
