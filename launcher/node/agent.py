@@ -105,12 +105,12 @@ class Agent:
             return self._not_started(f"{error.filename or self.launch.argv[0]}: {error.strerror or error}")
         ranks.follow(child)
         end = ranks.end()
-        self._write_end(end)
+        is_written = self._write_end(end)
         if not (self._must_not_run or self.arguments.is_held):
-            if self._head is None:
+            if self._head is not None:
+                self._head.conclude(end, self._ending(ranks, end), ranks.note, lambda: self._is_told_to_end(is_written))
+            elif is_written:
                 self._wait_for_head()
-            else:
-                self._head.conclude(end, self._ending(ranks, end), ranks.note)
         return 0 if self.run.refused(self.attempt).exists() else exit_code(self.run, self.attempt)
 
     def _start(self) -> NodeStart:
@@ -208,11 +208,17 @@ class Agent:
             self._wait_for_head()
         return SubmitError.exit_code
 
-    def _write_end(self, end: NodeEnd) -> None:
+    def _write_end(self, end: NodeEnd) -> bool:
         try:
             write_record(self.run.node_end(self.attempt, self.node), end)
         except OSError as error:
             _say(f"how this node ended could not be written: {error}")
+            return False
+        return True
+
+    def _is_told_to_end(self, is_written: bool) -> bool:
+        """Where nothing can be written, the other nodes cannot say either how they ended."""
+        return not is_written or self._requests.first is not None
 
     def _wait_for_head(self) -> None:
         """An agent that exits with a failure may cost the others their lives. Told to end only now, it does."""

@@ -92,10 +92,10 @@ class Head:
             write_state(self.run, Status.RUNNING, attempt=self.attempt)
         return None
 
-    def conclude(self, end: NodeEnd, ending: Ending, note: Note) -> Outcome:
+    def conclude(self, end: NodeEnd, ending: Ending, note: Note, is_told_to_end: Callable[[], bool]) -> Outcome:
         """Judge the attempt once all its nodes have ended, or have had time to; then state.json, and the requeue,
         unless a later attempt has the word by then."""
-        ends = (end, *self._other_ends())
+        ends = (end, *self._other_ends(is_told_to_end))
         deaths = sorted((death for each in ends for death in each.deaths), key=lambda death: death.seen_at_s)
         outcome = judge(self.run, self.attempt, dataclasses.replace(ending, deaths=tuple(deaths)))
         unstarted = next((each for each in ends if each.is_unstarted), None)
@@ -127,19 +127,20 @@ class Head:
         if refused.exit_code:
             self.not_started(last_attempt(self.run), refused.reason, refused.exit_code)
 
-    def _other_ends(self) -> tuple[NodeEnd, ...]:
+    def _other_ends(self, is_told_to_end: Callable[[], bool]) -> tuple[NodeEnd, ...]:
         """Wait for the other nodes; for one that is lost, until the scheduler has noticed and ends this job."""
         began_s = time.monotonic()
         while True:
             ends = tuple(end for end in read_node_ends(self.run, self.attempt) if end.node_rank != 0)
-            if len(ends) >= self.spec.nodes - 1 or time.monotonic() >= began_s + self._patience_s():
+            if len(ends) >= self.spec.nodes - 1 or time.monotonic() >= began_s + self._patience_s(is_told_to_end()):
                 return ends
             time.sleep(POLL_S)
 
-    def _patience_s(self) -> float:
-        is_asked_to_end = self.run.stop_file(self.attempt).exists()
+    def _patience_s(self, is_told_to_end: bool) -> float:
+        is_asked_to_stop = self.run.stop_file(self.attempt).exists()
         is_superseded = superseded_by(self.run, self.attempt) is not None
-        return OTHERS_WAIT_S if self.job is None or is_asked_to_end or is_superseded else NODE_LOSS_WAIT_S
+        must_end = self.job is None or is_told_to_end or is_asked_to_stop or is_superseded
+        return OTHERS_WAIT_S if must_end else NODE_LOSS_WAIT_S
 
     def _requeue(self, note: Note) -> bool:
         slurm = self.spec.cluster.slurm
