@@ -31,6 +31,8 @@ def sentence(failure: Failure, evidence: Evidence, memory: MemoryUse | None) -> 
         return told[failure.kind]
     if failure.node is not None:
         return f"no rank was started on {node_names(evidence, (failure.node,))}: {failure.message or failure.kind}"
+    if failure.kind is Kind.DISK_FULL:
+        return "nothing could be written any more: the disk with the run folder is full"
     if failure.kind is not Kind.UNKNOWN:
         return f"no rank was started: {failure.kind}"
     return f"the ranks ended without a result; {evidence.otherwise}".removesuffix("; ")
