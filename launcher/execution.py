@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import secrets
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -96,21 +98,32 @@ def queue(prepared: Prepared, console: Console) -> Submission:
     """
     spec, refuse = prepared.plan.spec, prepared.fit is not Fit.WARN
     disk = check_disk(disk_need(prepared.plan), prepared.runs_dir, free_bytes(prepared.runs_dir), refuse=refuse)
-    paths = doubtful_paths(spec, prepared.runs_dir, MOUNTS.read_text())
-    keys = keys_left_behind(spec, os.environ, job_environment(os.environ, spec.cluster.environment))
-    for text in (disk, *paths, *keys):
+    for text in (disk, *doubts(spec, prepared.runs_dir)):
         if text:
             console.print(text, style="yellow", soft_wrap=True)
     launch = frozen(prepared)
     run = RunFolder(Path(launch.run_dir))
-    try:
+    with nothing_is_queued():
         check_site(spec, launch.files[run.script.name], os.environ)
-    except SchedulerSilent as silent:
-        way_out = "try again later, or take mode=render, which writes the script and asks nobody"
-        raise SchedulerSilent(f"Slurm does not answer, and nothing was queued ({silent}): {way_out}") from None
     submitted = submit_run(write_run_folder(launch, now_s=time.time()), os.environ)
     show_queued(submitted.submission, spec, asked_of_slurm(prepared.plan), launch.run_dir, console)
     return submitted.submission
+
+
+def doubts(spec: JobSpec, runs_dir: Path) -> tuple[str, ...]:
+    """What a job on a cluster may not find there: files, and keys."""
+    paths = doubtful_paths(spec, runs_dir, MOUNTS.read_text())
+    return (*paths, *keys_left_behind(spec, os.environ, job_environment(os.environ, spec.cluster.environment)))
+
+
+@contextlib.contextmanager
+def nothing_is_queued() -> Iterator[None]:
+    """Say so where Slurm does not answer."""
+    try:
+        yield
+    except SchedulerSilent as silent:
+        way_out = "try again later, or take mode=render, which writes the script and asks nobody"
+        raise SchedulerSilent(f"Slurm does not answer, and nothing was queued ({silent}): {way_out}") from None
 
 
 def error_of(outcome: Outcome) -> FitlaunchError:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from launcher.execution import frozen, host_facts
+from launcher.execution import doubts, frozen, host_facts, nothing_is_queued
 from launcher.report.queued import show_asked
 from launcher.report.sweep_table import CellResult
 from launcher.report.sweeps import show_sent
@@ -23,7 +23,6 @@ from launcher.sweeps.arrays import Element, SweepArray, array_script, plan_array
 from launcher.sweeps.cells import PlannedCell
 from launcher.sweeps.submit import send_array, write_array
 from launcher.targets.folder import write_run_folder
-from launcher.targets.shared import MOUNTS, doubtful_paths
 from launcher.targets.site import check_limits, most_cells, try_script
 from launcher.targets.space import DiskNeed, check_disk, disk_need, free_bytes
 
@@ -121,12 +120,12 @@ def _prepare(folder: SweepFolder, cells: Sequence[PlannedCell], console: Console
     need = together([disk_need(prepared.plan) for prepared in wanted])
     refuse = first.fit is not Fit.WARN
     disk = check_disk(need, first.runs_dir, free_bytes(first.runs_dir), refuse=refuse)
-    mounts = MOUNTS.read_text()
-    doubts = [text for prepared in wanted for text in doubtful_paths(prepared.plan.spec, first.runs_dir, mounts)]
-    for text in dict.fromkeys((disk, *doubts)):
+    doubted = [text for prepared in wanted for text in doubts(prepared.plan.spec, first.runs_dir)]
+    for text in dict.fromkeys((disk, *doubted)):
         if text:
-            console.print(text, style="yellow")
-    return check_arrays(folder, elements_of(cells))
+            console.print(text, style="yellow", soft_wrap=True)
+    with nothing_is_queued():
+        return check_arrays(folder, elements_of(cells))
 
 
 def together(needs: Sequence[DiskNeed]) -> DiskNeed:

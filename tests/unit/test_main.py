@@ -30,6 +30,8 @@ WRONG = {
     "sweep without -m": ("method=lora,qlora",),
     "rules": ("method=full", "method.rank=4", "gpus=0", "data=alpaca"),
     "no such card here": ("device=h100-80g",),
+    "a sweep's option for one job": ("sweep.drop=true",),
+    "no cell at a time": ("-m", "gpus=1,2", "sweep.parallel=0"),
     "one bad cell of four": ("-m", "gpus=1,2", "shard=ddp,zero3"),
     "a word of a group's own": ("shard.name=zero9",),
 }
