@@ -175,7 +175,13 @@ def _render_all(cells: Sequence[PlannedCell]) -> list[CellResult]:
         if not cell.prepared.refused:
             write_run_folder(frozen(cell.prepared, run_id=cell.run_id), now_s=time.time())
     return [
-        CellResult(number=cell.number, overrides=cell.prepared.overrides, plan=cell.prepared.plan, outcome=None)
+        CellResult(
+            number=cell.number,
+            overrides=cell.prepared.overrides,
+            plan=cell.prepared.plan,
+            outcome=None,
+            is_dropped=cell.prepared.refused,
+        )
         for cell in cells
     ]
 
