@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from slurm.bed import Bed
@@ -60,6 +61,16 @@ def jobs_named(bed: Bed, name: str) -> list[str]:
     done = bed.login(("squeue", "--noheader", "--states=all", f"--name={name}", "--format=%A"), timeout_s=20)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
+
+
+@contextlib.contextmanager
+def covered(bed: Bed, node: str, folder: Path, size: str = "1m") -> Iterator[None]:
+    """An empty disk over a folder, on one node alone."""
+    bed.must(node, ("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)))
+    try:
+        yield
+    finally:
+        bed.must(node, ("umount", "--lazy", str(folder)))
 
 
 def left_running(bed: Bed) -> list[str]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from slurm.bed import Bed
 from slurm.bed.settings import HEAD
-from tests.slurm.harness import queued_jobs
+from tests.slurm.harness import covered, queued_jobs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
 
@@ -23,16 +21,6 @@ ON_SLURM = ("cluster=slurm", "device=cpu", "gpus=1", "cluster.time=5")
 
 def doctor(bed: Bed, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return bed.login((FITLAUNCH, "doctor", *words), cwd=cwd, timeout_s=200)
-
-
-@contextlib.contextmanager
-def mounted(bed: Bed, node: str, where: Path, size: str = "1m") -> Iterator[None]:
-    """An empty disk over a folder, on one node alone."""
-    bed.must(node, ("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(where)))
-    try:
-        yield
-    finally:
-        bed.must(node, ("umount", "--lazy", str(where)))
 
 
 def lines_of(done: subprocess.CompletedProcess[str], title: str) -> list[str]:
@@ -62,7 +50,7 @@ def test_over_ssh(bed: Bed, tmp_path: Path) -> None:
 
 
 def test_a_node_without_python_and_one_with_a_full_shm(bed: Bed, tmp_path: Path) -> None:
-    with mounted(bed, "node2", PYTHON_FOLDER), mounted(bed, "node3", Path("/dev/shm"), "2m"):
+    with covered(bed, "node2", PYTHON_FOLDER), covered(bed, "node3", Path("/dev/shm"), "2m"):
         done = doctor(bed, tmp_path, *ON_SLURM, "nodes=3", "--no-all-reduce")
     assert done.returncode == 4, done.stderr
     wrong = lines_of(done, "What is wrong")

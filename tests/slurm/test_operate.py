@@ -22,7 +22,7 @@ from launcher.runs.tail import read_metrics
 from slurm.bed import Bed
 from slurm.bed.processes import send, wait_until
 from slurm.bed.settings import HEAD
-from tests.slurm.harness import job_state, queued_jobs, wait_for_state
+from tests.slurm.harness import NODE_LOSS_S, covered, job_state, queued_jobs, wait_for_state
 from tests.slurm.runs import slurm_launch, submission, submit, write
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
@@ -31,10 +31,10 @@ FITLAUNCH = str(Path(sys.executable).parent / "fitlaunch")
 QUICK = {"STUB_STEPS": "100000", "STUB_STEP_S": "0.1", "STUB_SAVE_EVERY": "5"}
 
 
-def new_run(tmp_path: Path, name: str, stub: Mapping[str, str], *, joins: bool = False) -> RunFolder:
+def new_run(tmp_path: Path, name: str, stub: Mapping[str, str], *overrides: str, joins: bool = False) -> RunFolder:
     """A rendered run on two nodes. joins: real torchrun and real collectives; otherwise nobody meets."""
     how = {"STUB_JOIN": "1"} if joins else {}
-    launch = slurm_launch(tmp_path / "runs", run_id=name, nodes=2, stub=dict(stub) | how)
+    launch = slurm_launch(tmp_path / "runs", *overrides, run_id=name, nodes=2, stub=dict(stub) | how)
     if not joins:
         argv = tuple("tests.faults.stub_torchrun" if word == "torch.distributed.run" else word for word in launch.argv)
         launch = dataclasses.replace(launch, argv=argv)
@@ -181,6 +181,32 @@ def outside(bed: Bed, node: str, rank: int) -> int:
         if f"RANK={rank}".encode() in environ and b"LOCAL_RANK=0" in environ:
             return pid
     raise AssertionError(f"rank {rank} is not on {node}")
+
+
+def test_a_node_on_which_nothing_can_be_started_is_named(bed: Bed, tmp_path: Path) -> None:
+    run = new_run(tmp_path, "nopython", QUICK)
+    with covered(bed, "node2", Path(sys.executable).parent):
+        job_id = queue(bed, run)
+        assert wait_for_state(bed, job_id) == "FAILED"
+    told = fitlaunch(bed, run, "status", run.root.name)
+    found = read_diagnosis(run, 1)
+    assert found is not None
+    assert (found.kind, found.node, found.host) == (Kind.FILE_MISSING, 1, "node2")
+    assert "no rank was started on node 1 (node2): slurmstepd-node2: error: execve()" in told.stderr
+
+
+def test_a_node_that_loses_its_power_is_named(bed: Bed, tmp_path: Path) -> None:
+    run = new_run(tmp_path, "power", QUICK, "cluster.requeue=false")
+    job_id = queue(bed, run)
+    wait_for_steps(run, 1)
+    bed.power_off("node2")
+    assert wait_for_state(bed, job_id, timeout_s=NODE_LOSS_S + 60) == "NODE_FAIL"
+    told = fitlaunch(bed, run, "status", run.root.name)
+    found = read_diagnosis(run, 1)
+    assert found is not None, told.stderr
+    assert (found.kind, found.node, found.host) == (Kind.NODE_LOST, 1, "node2")
+    assert "node 1 (node2) was lost (NODE_FAIL)" in told.stderr
+    assert f"the scheduler says of job {job_id}: NODE_FAIL" in told.stderr
 
 
 def test_a_cancel_that_nobody_hears_is_a_cancel(bed: Bed, tmp_path: Path) -> None:

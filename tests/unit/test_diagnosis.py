@@ -213,12 +213,14 @@ def test_a_node_without_the_packages() -> None:
 def test_a_node_on_which_srun_could_start_nothing() -> None:
     text = (
         "fitlaunch: job 17, attempt 1 on node[1-2]\n"
-        "slurmstepd: error: execve(): /venv/bin/python: No such file or directory\n"
         "srun: error: beta: task 1: Exited with exit code 2\n"
+        "slurmstepd-beta: error: execve(): /venv/bin/python: No such file or directory\n"
     )
     found = two_nodes([], end(0, (0, 9.0, -15)), present=frozenset({0}), job_text=text, word=word("FAILED"))
     assert (found.kind, found.node, found.host) == (Kind.FILE_MISSING, 1, "beta")
-    assert found.what.startswith("no rank was started on node 1 (beta): slurmstepd: error: execve()")
+    assert found.what.startswith("no rank was started on node 1 (beta): slurmstepd-beta: error: execve()")
+    nowhere = two_nodes([], present=frozenset(), job_text=text, word=word("FAILED", "NonZeroExitCode"))
+    assert (nowhere.kind, nowhere.node, nowhere.what) == (Kind.FILE_MISSING, 1, found.what)
     silent = two_nodes([], end(0, (0, 9.0, -15)), present=frozenset({0}), word=word("FAILED"))
     assert silent.what == "the nodes did not all meet: node 1 (beta) did not come"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 from launcher.runs.diagnosis.deaths import silent_failures
-from launcher.runs.diagnosis.nodes import failed_rendezvous, host_of, lost_nodes, missing_nodes, said_of_node
+from launcher.runs.diagnosis.nodes import failed_rendezvous, host_of, lost_nodes, missing_nodes, said_of_nodes
 from launcher.runs.diagnosis.signs import recognise, recognise_log, recognise_text
 from launcher.runs.diagnosis.types import Evidence, Failure, Kind
 
@@ -114,10 +114,19 @@ def _rendezvous(evidence: Evidence) -> Failure | None:
     failed = (*missing_nodes(evidence), *failed_rendezvous(evidence)) if evidence.present else ()
     if not failed:
         return None
-    node, said = failed[0], said_of_node(evidence, failed[0])
-    # srun says why nothing came of a node: its Python is not there, or not the packages.
-    kind = recognise_log(said) or Kind.RENDEZVOUS
-    return Failure(kind=kind, node=node, host=host_of(evidence, node), message=said[-1] if said else "")
+    # Slurm says why nothing came of a node: its Python is not there, or its disk.
+    why = next((said for said in said_of_nodes(evidence) if said[0] == failed[0]), None)
+    return (
+        _as_said(evidence, *why)
+        if why
+        else Failure(kind=Kind.RENDEZVOUS, node=failed[0], host=host_of(evidence, failed[0]))
+    )
+
+
+def _as_said(evidence: Evidence, node: int, line: str) -> Failure:
+    kind = recognise_text(line)
+    assert kind is not None, "only lines that mean something are taken from a job's output"
+    return Failure(kind=kind, node=node, host=host_of(evidence, node), message=line)
 
 
 def _nobody(evidence: Evidence) -> Failure:
@@ -126,6 +135,8 @@ def _nobody(evidence: Evidence) -> Failure:
         kind = recognise_log(tuple(text.splitlines()))
         if kind is not None:
             return Failure(kind=kind, node=node, host=host_of(evidence, node))
+    for named in said_of_nodes(evidence):
+        return _as_said(evidence, *named)
     kind = recognise_log(tuple(evidence.job_text.splitlines()))
     if kind is not None:
         return Failure(kind=kind)

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from launcher.runs.diagnosis.signs import recognise_text
 from launcher.runs.diagnosis.types import Evidence, Kind
 
-ENDED = "Exited with exit code"
-
 
 def missing_nodes(evidence: Evidence) -> tuple[int, ...]:
     """Nodes on which no agent was ever seen."""
@@ -24,16 +22,18 @@ def lost_nodes(evidence: Evidence) -> tuple[int, ...]:
     return tuple(sorted(lost | (evidence.present - ended if ended else frozenset())))
 
 
-def said_of_node(evidence: Evidence, node: int) -> tuple[str, ...]:
-    """What stands about a node in the output of the job: '... node2: task 1: Exited with exit code 2' and why.
+def said_of_nodes(evidence: Evidence) -> tuple[tuple[int, str], ...]:
+    """What stands in the output of the job and means something, each line with the node that it names.
 
-    Why is said by the node itself, in a line that need not name it.
+    Slurm's daemons say who they are: 'slurmstepd-node2: error: execve(): /venv/bin/python: No such file or directory'.
     """
-    host = host_of(evidence, node)
-    lines = evidence.job_text.splitlines() if host else []
-    if not any(re.search(rf"\b{re.escape(host)}\b.*{ENDED}", line) for line in lines):
-        return ()
-    return tuple(line for line in lines if ENDED not in line and recognise_text(line) is not None)
+    hosts = {host: node for node in range(evidence.num_nodes) if (host := host_of(evidence, node))}
+    named = []
+    for line in evidence.job_text.splitlines():
+        node = next((node for host, node in hosts.items() if re.search(rf"\b{re.escape(host)}\b", line)), None)
+        if node is not None and recognise_text(line) is not None:
+            named.append((node, line))
+    return tuple(named)
 
 
 def failed_rendezvous(evidence: Evidence) -> tuple[int, ...]:
