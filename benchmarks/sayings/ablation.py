@@ -113,8 +113,9 @@ def _ablation_reason(found: Estimate, base: Estimate, said: float) -> str:
     if not kept:
         return text
     without = 8 * (training_bytes(found) - kept * found.need.reserved_bytes // worst(found).allocated_bytes) / GB
+    off = f"{100 * (without / said - 1):+.0f} %"
     return (
         f"{text} {8 * kept / GB:.1f} GB are 4-bit weights that every card keeps whole once they were gathered: "
-        "bitsandbytes' nodes refer to them until the step is over, as traces of the real libraries show. Without them, as "
-        f"where an engine gathers none of them, training would need {without:.1f} GB, {100 * (without / said - 1):+.0f} %."
+        "bitsandbytes' nodes refer to them until the step is over, as traces of the real libraries show. Without them, "
+        f"as where an engine gathers none of them, training would need {without:.1f} GB, {off}."
     )
