@@ -177,9 +177,11 @@ class SlurmCancel:
             self._wait(lambda: len(read_node_ends(self._run, attempt)) == num, SEEN_S)
             ended = len(read_node_ends(self._run, attempt))
             if ended == num:
-                proof.append(f"all {num} nodes of attempt {attempt} say that their ranks have ended")
+                says = "1 node says" if num == 1 else f"{num} nodes say"
+                proof.append(f"the ranks of attempt {attempt} have ended, as its {says}")
             else:
-                doubts.append(f"{num - ended} of {num} nodes of attempt {attempt} have not said how their ranks ended")
+                have = "node has not said how its" if num == 1 else "nodes have not said how their"
+                doubts.append(f"of attempt {attempt}, {num - ended} of {num} {have} ranks ended")
         elif not attempt:
             proof.append("no attempt was ever started")
         return Cancelled(summary=summarise(self._run, self._queue), proof=tuple(proof), unproven="; ".join(doubts))

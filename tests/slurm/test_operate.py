@@ -138,7 +138,7 @@ def test_cancelled_in_the_queue_resumed_cancelled_again(bed: Bed, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-2:] == [
         f"  job {second} is over",
-        "  all 2 nodes of attempt 1 say that their ranks have ended",
+        "  the ranks of attempt 1 have ended, as its 2 nodes say",
     ]
     stopped = read_markers(run, 1).stopped
     assert stopped is not None
