@@ -13,8 +13,9 @@ from launcher.render.asked import asked_of_slurm
 from launcher.runs.attempts import last_attempt
 from launcher.runs.layout import RunFolder
 from launcher.runs.markers import has_result, read_node_ends
+from launcher.runs.processes import processes_of_run
 from launcher.runs.records import AttemptStart, Status, read_record, write_exclusively
-from launcher.runs.registry import RunSummary, find_job, read_submission, summarise
+from launcher.runs.registry import RunSummary, find_job, frozen_run_dir, read_submission, summarise
 from launcher.runs.stopping import CANCEL, ask_to_stop
 from launcher.scheduler.client import Ask, SchedulerRefused, SchedulerSilent, ask
 from launcher.scheduler.jobs import Job, cancel_argv
@@ -53,7 +54,16 @@ def cancel(run: RunFolder, say: Callable[[str], None], *, grace_s: float = STOP_
     say(f"asking {run.root.name} to save and stop")
     if kind is ClusterKind.HOSTS:
         return _cancel_hosts(run, grace_s)
-    return Cancelled(summary=cancel_here(run, grace_s=grace_s), proof=("no process of the run is left on this host",))
+    return _cancel_here(run, grace_s)
+
+
+def _cancel_here(run: RunFolder, grace_s: float) -> Cancelled:
+    summary = cancel_here(run, grace_s=grace_s)
+    left = processes_of_run(frozen_run_dir(run))
+    if left:
+        pids = ", ".join(str(process.pid) for process in left)
+        return Cancelled(summary=summary, unproven=f"these processes do not even end when killed: {pids}")
+    return Cancelled(summary=summary, proof=("no process of the run is left on this host",))
 
 
 def _lead_s(run: RunFolder) -> float:
@@ -63,8 +73,9 @@ def _lead_s(run: RunFolder) -> float:
 
 
 def _cancel_hosts(run: RunFolder, grace_s: float) -> Cancelled:
-    if not last_attempt(run):
-        raise not_running(summarise(run))
+    before = summarise(run)
+    if before.status not in (Status.RUNNING, Status.UNKNOWN):
+        raise not_running(before)
     left = cancel_hosts(run, grace_s=grace_s)
     proof = tuple(f"{each.host}: nothing is left ({each.num_found} ended by force)" for each in left if each.num_found)
     clean = [each.host for each in left if each.num_found == 0]

@@ -17,6 +17,7 @@ from launcher.runs.outcome import Outcome
 from launcher.runs.records import Status
 
 STATUS_STYLE = {
+    Status.QUEUED: "cyan",
     Status.FINISHED: "green",
     Status.STOPPED: "yellow",
     Status.CANCELLED: "yellow",
