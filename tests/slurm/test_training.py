@@ -90,7 +90,8 @@ def test_a_preempted_job_ends_with_the_losses_of_one_that_is_not(bed: Bed, tmp_p
 
 @pytest.mark.demo
 def test_the_demo_model_trains_on_two_nodes(bed: Bed, tmp_path: Path) -> None:
-    run, job_id = queue(bed, tmp_path / "runs", "experiment=demo", "train.max_steps=2", "data.max_samples=40")
+    short = ("train.max_steps=2", "train.global_batch=4", "train.sequence_length=64", "data.max_samples=24")
+    run, job_id = queue(bed, tmp_path / "runs", "experiment=demo", *short)
     wait_until_completed(bed, run, job_id)
     finished = read_record(run.finished(1), Finished)
     assert finished is not None
