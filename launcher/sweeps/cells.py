@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from launcher.report.sweep_table import CellResult
 from launcher.runs.registry import new_run_id
 from launcher.runs.sweeps import Cell
 from launcher.workflow import Prepared
@@ -37,3 +38,17 @@ def number_cells(prepared: Sequence[Prepared], *, first: int, now: datetime, tok
         PlannedCell(number=number, run_id=new_run_id(job.plan.spec, now, f"{token}-{number:03d}"), prepared=job)
         for number, job in enumerate(prepared, start=first)
     )
+
+
+def unwaited(cells: Sequence[PlannedCell]) -> list[CellResult]:
+    """What the sweeper is told of cells that nobody waits for."""
+    return [
+        CellResult(
+            number=cell.number,
+            overrides=cell.prepared.overrides,
+            plan=cell.prepared.plan,
+            outcome=None,
+            is_dropped=cell.prepared.refused,
+        )
+        for cell in cells
+    ]

@@ -21,7 +21,7 @@ from launcher.runs.lock import hold_lock
 from launcher.runs.records import Status, write_atomically, write_record
 from launcher.runs.sweeps import Sweep, SweepFolder, new_sweep_id, sweep_folder
 from launcher.spec import ClusterKind, Mode
-from launcher.sweeps.cells import PlannedCell, number_cells
+from launcher.sweeps.cells import PlannedCell, number_cells, unwaited
 from launcher.targets.folder import write_run_folder
 from launcher.workflow import Prepared, too_large_words
 
@@ -79,10 +79,10 @@ class SweepCommand:
 
         if cells[0].prepared.mode is Mode.RENDER:
             slurm.render_cells(folder, cells, register, self._console)
-            return slurm.unwaited(cells)
+            return unwaited(cells)
         slurm.submit_cells(folder, cells, register, self._console)
         if not cells[0].prepared.sweep.wait:
-            return slurm.unwaited(cells)
+            return unwaited(cells)
         from launcher.operate.queue import SlurmQueue
         from launcher.sweeps.follow import follow_cells
 
@@ -174,16 +174,7 @@ def _render_all(cells: Sequence[PlannedCell]) -> list[CellResult]:
     for cell in cells:
         if not cell.prepared.refused:
             write_run_folder(frozen(cell.prepared, run_id=cell.run_id), now_s=time.time())
-    return [
-        CellResult(
-            number=cell.number,
-            overrides=cell.prepared.overrides,
-            plan=cell.prepared.plan,
-            outcome=None,
-            is_dropped=cell.prepared.refused,
-        )
-        for cell in cells
-    ]
+    return unwaited(cells)
 
 
 def value_of(result: CellResult) -> Value:

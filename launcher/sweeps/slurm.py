@@ -12,7 +12,6 @@ from rich.console import Console
 
 from launcher.execution import doubts, frozen, host_facts, nothing_is_queued
 from launcher.report.queued import show_asked
-from launcher.report.sweep_table import CellResult
 from launcher.report.sweeps import show_sent
 from launcher.runs.layout import RunFolder
 from launcher.runs.lock import hold_lock
@@ -145,17 +144,3 @@ def write_cells(cells: Sequence[PlannedCell]) -> None:
         if not cell.prepared.refused:
             host = host_facts(cell.prepared.plan.spec)
             write_run_folder(frozen(cell.prepared, run_id=cell.run_id, host=host), now_s=time.time())
-
-
-def unwaited(cells: Sequence[PlannedCell]) -> list[CellResult]:
-    """What the sweeper is told of cells that nobody waits for."""
-    return [
-        CellResult(
-            number=cell.number,
-            overrides=cell.prepared.overrides,
-            plan=cell.prepared.plan,
-            outcome=None,
-            is_dropped=cell.prepared.refused,
-        )
-        for cell in cells
-    ]

@@ -189,6 +189,19 @@ def test_what_was_never_sent_is_sent_once_by_two_at_once(client: Client, drained
     assert client.sweep("cancel").returncode == 0
 
 
+def test_a_cancel_lets_cells_save_and_none_starts_again(client: Client) -> None:
+    assert client.launch("train.seed=1,2,3", "cluster.max_parallel=2", job="seconds=20").returncode == 0
+    client.wait_for("running", "running", "queued")
+    (folder,) = list_sweeps(client.folder / "runs")
+    runs = [folder.run(cell) for cell in read_sweep(folder).cells]
+    assert wait_until(lambda: all(run.started(1).exists() for run in runs[:2]), timeout_s=60.0, poll_s=0.5)
+    done = client.sweep("cancel")
+    assert done.returncode == 0, done.stderr
+    assert client.statuses() == ["cancelled"] * 3
+    assert [run.stopped(1).exists() for run in runs] == [True, True, False]
+    assert queued_jobs(client.bed) == []
+
+
 def test_a_sweeper_that_searches_has_to_wait(client: Client) -> None:
     search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "train.learning_rate=interval(1e-4,1e-2)")
     refused = client.launch(*search)
@@ -202,3 +215,17 @@ def test_a_sweeper_that_searches_has_to_wait(client: Client) -> None:
     (folder,) = list_sweeps(client.folder / "runs")
     losses = [cell["eval_loss_after"] for cell in client.cells()]
     assert yaml.safe_load(folder.search.read_text())["best_value"] == min(losses)
+
+
+def test_on_hosts_the_cells_run_one_after_the_other(client: Client) -> None:
+    (client.folder / "hostfile").write_text("node1 slots=1\n")
+    hosts = ("cluster=hosts", f"cluster.hostfile={client.folder / 'hostfile'}", "device=cpu", "tracker=none")
+    refused = client.run("launch", "-m", *hosts, "train.seed=1,2", "sweep.parallel=2")
+    assert refused.returncode == 2
+    assert "its cells run one after the other" in refused.stderr
+    done = client.run("launch", "-m", *hosts, "train.seed=1,2")
+    assert done.returncode == 0, done.stderr
+    assert client.statuses() == ["finished"] * 2
+    (folder,) = list_sweeps(client.folder / "runs")
+    first, second = (folder.run(cell) for cell in read_sweep(folder).cells)
+    assert first.finished(1).stat().st_mtime < second.attempt_start(1).stat().st_mtime
