@@ -1,4 +1,4 @@
-"""What `scontrol show` tells: one job's details, a partition's limits, the cluster's settings."""
+"""What `scontrol show` tells: a partition's limits, the cluster's settings, the nodes of a list."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from launcher.scheduler.client import Ask, SchedulerRefused, ask
+from launcher.scheduler.client import Ask, ask
 
 UNLIMITED = frozenset({"UNLIMITED", "INFINITE", "NONE", "N/A", "(null)", ""})
 # A key begins a word. Values hold spaces (Command=, Reason=), but no word of theirs looks like a key.
@@ -90,20 +90,6 @@ def max_array_size(run: Ask = ask) -> int | None:
     """MaxArraySize: one more than the highest index of an array; None where it is not told."""
     found = parse_config(run(("scontrol", "show", "config"))).get("MaxArraySize", "")
     return int(found) if found.isdecimal() else None
-
-
-def job_details(job_id: str, run: Ask = ask) -> dict[str, str] | None:
-    """What Slurm says of one job, by scontrol's names (JobState, Reason, ExitCode, Restarts, BatchHost, NodeList...).
-
-    None where it does not know the job (any more). Raises SchedulerSilent.
-    """
-    try:
-        text = run(("scontrol", "--oneliner", "show", "job", job_id))
-    except SchedulerRefused as refused:
-        if "Invalid job id" in str(refused):
-            return None
-        raise
-    return parse_record(text.splitlines()[0]) if text.startswith("JobId=") else None
 
 
 def hostnames(nodelist: str, run: Ask = ask) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from launcher.scheduler.client import SchedulerRefused, SchedulerSilent, ask
 from launcher.scheduler.details import (
     Partition,
     hostnames,
-    job_details,
     max_array_size,
     parse_config,
     parse_record,
@@ -121,7 +120,7 @@ def test_the_size_of_arrays() -> None:
     assert max_array_size(lambda _: "") is None
 
 
-def test_a_jobs_details() -> None:
+def test_records() -> None:
     record = parse_record(recorded("job"))
     wanted = ("JobId", "JobName", "JobState", "Reason", "ExitCode", "Restarts", "BatchHost", "NodeList", "ReqB:S:C:T")
     assert {key: record[key] for key in wanted} == {
@@ -135,21 +134,6 @@ def test_a_jobs_details() -> None:
         "NodeList": "node[1-2]",
         "ReqB:S:C:T": "0:0:*:*",
     }
-    array = job_details("4_1", lambda _: recorded("job-array"))
-    assert array is not None
-    assert (array["ArrayJobId"], array["ArrayTaskId"], array["JobState"]) == ("4", "1", "RUNNING")
-
-
-def test_a_job_that_is_not_there_is_told_from_no_answer() -> None:
-    def unknown(_: Sequence[str]) -> str:
-        raise SchedulerRefused("slurm_load_jobs error: Invalid job id specified")
-
-    def silent(_: Sequence[str]) -> str:
-        raise SchedulerSilent("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
-
-    assert job_details("99999", unknown) is None
-    with pytest.raises(SchedulerSilent):
-        job_details("1", silent)
 
 
 def test_names_of_nodes() -> None:
