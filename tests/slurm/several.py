@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from launcher.spec import HostSlots, JobSpec, Program, ShardKind
 from launcher.targets.folder import write_run_folder
 from slurm.bed import Bed
 from slurm.bed.commands import clean_environment
+from slurm.bed.processes import command_of, send
 from slurm.bed.settings import HEAD
 from tests.launching import make_launch
 from tests.several_hosts import TWO, hosts_spec
@@ -127,9 +129,12 @@ def following(
     finally:
         process.kill()
         process.wait(timeout=10)
+        for host in (HEAD, *(node.name for node in bed.settings.nodes if bed.is_on(node.name))):
+            for pid in pids_on(bed, host, run):
+                send(pid, signal.SIGKILL)
 
 
-def left_on(bed: Bed, host: str, run: RunFolder) -> list[str]:
+def pids_on(bed: Bed, host: str, run: RunFolder) -> list[int]:
     """Processes of a run on a host, found from outside: by environment or by command line."""
     found = []
     for pid in bed.processes(host):
@@ -137,8 +142,13 @@ def left_on(bed: Bed, host: str, run: RunFolder) -> list[str]:
             environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if f"{RUN_VARIABLE}={run.root}".encode() in environ or str(run.root).encode() in command:
-                found.append(b" ".join(command).decode(errors="replace"))
+                found.append(pid)
     return found
+
+
+def left_on(bed: Bed, host: str, run: RunFolder) -> list[str]:
+    """The commands of what is left of a run on a host."""
+    return [" ".join(command_of(pid)) for pid in pids_on(bed, host, run)]
 
 
 def assert_nothing_left(bed: Bed, run: RunFolder, *, within_s: float = 0.0) -> None:

@@ -125,10 +125,8 @@ def test_a_stop_is_heeded_on_all_hosts_and_the_run_goes_on_later_with_its_secret
         assert launcher.says() == f"cluster.environment={SECRET} is not set here: export it, or leave it out\n"
     with following(bed, run, env={SECRET: secret}) as launcher:
         launcher.wait_for_steps(attempt=2)
-        bed_before = time.monotonic()
         left = cancel_from(bed, "node3", run)
         assert launcher.wait() == 130
-        assert time.monotonic() - bed_before < 45
     assert [line.partition("=")[0] for line in left] == ["node1", "node2"]
     assert_nothing_left(bed, run)
     assert not any(secret.encode() in path.read_bytes() for path in run.root.parent.rglob("*") if path.is_file())
