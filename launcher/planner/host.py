@@ -157,9 +157,7 @@ def pinned_blocks(work: Workload) -> tuple[int, ...]:
         )
     if shard.kind is ShardKind.ZERO2:
         return (zero2.partition_numel(work) * FP32,) * 2
-    whole, group = zero3.partition_numel(work), zero3.sub_group_numel(work)
-    groups = [group] * (whole // max(group, 1)) + [whole % max(group, 1)]
-    return tuple(numel * FP32 for numel in groups if numel) * 2
+    return tuple(numel * FP32 for numel in zero3.sub_group_numels(work)) * 2
 
 
 def power_of_two(size_bytes: int) -> int:

@@ -52,9 +52,10 @@ def test_rank_0_gathers_or_copies_what_it_writes() -> None:
 def test_offloaded_states_and_what_pinning_rounds_up() -> None:
     zero3 = work(method="full", shard="zero3", offload="optimizer", gpus=4)
     assert host.offloaded_bytes_per_rank(zero3) == NUMEL // 4 * 18
-    # two pinned fp32 blocks for each sub-group of 1e9 elements, and for the rest
-    assert host.pinned_blocks(zero3) == (4_000_000_000, 4_000_000_000, 4 * (NUMEL // 4 - 2 * 10**9)) * 2
-    assert host.pinning_bytes_per_rank(zero3) == 4 * (2**32 - 4_000_000_000) + 2 * (2**25 - 4 * 7_565_312)
+    # two pinned fp32 blocks for each sub-group: matrices up to the one with which 1e9 elements are reached, and norms
+    matrices, norms = NUMEL // 4 - 66_560, 66_560
+    assert host.pinned_blocks(zero3) == (2 * matrices, 2 * matrices, 4 * norms) * 2
+    assert host.pinning_bytes_per_rank(zero3) == 4 * (2**32 - 2 * matrices) + 2 * (2**19 - 4 * norms)
     everything = work(method="full", shard="zero3", offload="all", gpus=4)
     assert host.offloaded_bytes_per_rank(everything) == NUMEL // 4 * 20
     fsdp = work(method="full", shard="fsdp", offload="all", gpus=4)

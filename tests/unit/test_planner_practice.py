@@ -85,9 +85,9 @@ def test_a_verdict_by_its_bounds() -> None:
     ("changes", "percent"),
     [
         ({}, 5),
-        ({"gpus": 8}, 10),
-        ({"gpus": 8, "shard": "fsdp"}, 10),
-        ({"gpus": 8, "shard": "zero3"}, 20),
+        ({"gpus": 8}, 8),
+        ({"gpus": 8, "shard": "fsdp"}, 8),
+        ({"gpus": 8, "shard": "zero3"}, 17),
         ({"device": "cpu"}, 12),
     ],
 )

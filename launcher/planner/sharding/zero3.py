@@ -12,7 +12,7 @@ from launcher.models import Role
 from launcher.planner import quantisation
 from launcher.planner.block import has_adapted_experts
 from launcher.planner.gradients import in_flight_numel
-from launcher.planner.inventory import Held, State
+from launcher.planner.inventory import Held, Inventory, State
 from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, HEAD_FORWARD, Moment, Place, Point
 from launcher.planner.sharding import flat, partition, prefetch
 from launcher.planner.sharding.loading import is_loaded_whole, whole_while_loading
@@ -59,20 +59,31 @@ def partition_numel(work: Workload) -> int:
     return sum(count * ceil_div(p.numel, work.world_size) for p, count in work.inventory.counted(*TRAINED))
 
 
-@lru_cache(maxsize=64)
-def sub_group_numel(work: Workload) -> int:
-    """Trained elements of one rank that are stepped at a time: of the largest sub-group. One is closed by the parameter
-    with which it reaches the size (_create_fp16_sub_groups)."""
-    limit, whole = work.spec.shard.sub_group_size, partition_numel(work)
+def sub_group_numels(work: Workload) -> tuple[int, ...]:
+    """Trained elements of one rank in each sub-group: those are stepped one at a time."""
+    limit = work.spec.shard.sub_group_size
     assert limit is not None
-    if whole <= limit:
-        return whole
-    largest = filling = 0
-    for numel in flat.matrices(work.inventory):
-        filling += ceil_div(numel, work.world_size)
-        largest = max(largest, filling)
-        filling = 0 if filling >= limit else filling
-    return largest
+    return _sub_groups(work.inventory, work.world_size, limit)
+
+
+@lru_cache(maxsize=64)
+def _sub_groups(inventory: Inventory, world_size: int, limit: int) -> tuple[int, ...]:
+    """A sub-group is closed by the parameter with which it reaches the limit (_create_fp16_sub_groups); norms and
+    biases are a group of their own."""
+    found: list[int] = []
+    filling = 0
+    for numel in flat.matrices(inventory):
+        filling += ceil_div(numel, world_size)
+        if filling >= limit:
+            found.append(filling)
+            filling = 0
+    no_decay = ceil_div(flat.no_decay_numel(inventory), world_size)
+    return tuple(numel for numel in (*found, filling, no_decay) if numel)
+
+
+def sub_group_numel(work: Workload) -> int:
+    """Those of the largest."""
+    return max(sub_group_numels(work), default=0)
 
 
 def terms(work: Workload, rank: int) -> tuple[Term, ...]:
