@@ -205,6 +205,7 @@ def test_what_nodes_say_is_read_back(capsys: pytest.CaptureFixture[str]) -> None
             *(f" 1: {line}" for line in said),
             "0: slurmstepd: error: execve(): /venv/bin/python: No such file or directory",
             "srun: error: node1: tasks 0,2-3: Exited with exit code 2",
+            "srun: error: Task launch for StepId=9.0 failed on node node2: Job credential expired",
             "1: fitlaunch-doctor report {cut of",
             "",
             "a line of the site's own",
@@ -218,6 +219,7 @@ def test_what_nodes_say_is_read_back(capsys: pytest.CaptureFixture[str]) -> None
         reduced=reduced(3),
         said={
             0: ("slurmstepd: error: execve(): /venv/bin/python: No such file or directory", "Exited with exit code 2"),
+            1: ("Job credential expired",),
             2: ("Exited with exit code 2",),
             3: ("Exited with exit code 2",),
         },

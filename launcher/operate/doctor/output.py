@@ -26,6 +26,8 @@ KINDS: dict[str, type[Record]] = {
 LABEL = re.compile(r"^ *(\d+): ?(.*)$")
 # 'srun: error: node2: task 1: Exited with exit code 2'
 OF_TASK = re.compile(r"^srun: error: (?P<host>\S+): tasks? (?P<tasks>[\d,\-]+): (?P<words>.*)$")
+# 'srun: error: Task launch for StepId=9.0 failed on node node2: Job credential expired'
+OF_NODE = re.compile(r"^srun: error: Task launch for \S+ failed on node (?P<host>\S+): (?P<words>.*)$")
 
 
 def say(record: Record) -> None:
@@ -51,6 +53,8 @@ def read_output(text: str) -> Answers:
         elif of_task := OF_TASK.match(line):
             for task in _tasks(of_task["tasks"]):
                 said.setdefault(task, []).append(of_task["words"])
+        elif (of_node := OF_NODE.match(line)) and of_node["host"] in hosts:
+            said.setdefault(hosts.index(of_node["host"]), []).append(of_node["words"])
         elif label:
             said.setdefault(int(label[1]), []).append(label[2])
         elif line.strip():
