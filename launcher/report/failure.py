@@ -25,10 +25,15 @@ def show_failure(found: Diagnosis, console: Console, *, sentence: str = "") -> N
     table = failure_table(found)
     if table.row_count:
         show(console, indented(table))
-    if found.log_tail:
-        lines = [indented(Text(line)) for line in found.log_tail[-TAIL_LINES:]]
-        show(console, heading("End of the log", _whose_log(found)), *lines)
+    show_log_tail(found, console, TAIL_LINES)
     show_advice(found, console)
+
+
+def show_log_tail(found: Diagnosis, console: Console, count: int) -> None:
+    """The last lines of the log that tells most, and whose it is."""
+    if found.log_tail:
+        lines = [indented(Text(line)) for line in found.log_tail[-count:]]
+        show(console, heading("End of the log", _whose_log(found)), *lines)
 
 
 def show_advice(found: Diagnosis, console: Console) -> None:

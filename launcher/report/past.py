@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from launcher.errors import InputError, Problem
-from launcher.runs.diagnosis.read import diagnose_attempt, read_diagnosis
+from launcher.runs.diagnosis.diagnose import diagnose
+from launcher.runs.diagnosis.read import diagnose_attempt, read_diagnosis, read_evidence
 from launcher.runs.diagnosis.types import Diagnosis, SchedulerWord
 from launcher.runs.layout import RunFolder
 from launcher.runs.logs import log_tail
@@ -49,8 +50,11 @@ def failure_of(run: RunFolder, summary: RunSummary, word: SchedulerWord | None =
 
     A run that was ended by force on this host has ranks that were killed: no diagnosis could tell by whom.
     """
-    if summary.status is not Status.FAILED or not summary.attempt:
+    if summary.status is not Status.FAILED:
         return None
+    if not summary.attempt:  # nothing but the job's own output, and no folder to keep it in
+        is_queued = read_submission(run) is not None
+        return diagnose(read_evidence(run, 0, word=word), run_id=run.root.name) if is_queued else None
     is_known = read_diagnosis(run, summary.attempt) is not None or has_failure(run, summary.attempt)
     if read_submission(run) is None and not is_known:
         return None

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from launcher.report.console import columns, heading, indented, show
 from launcher.report.describe import plural
-from launcher.report.failure import failure_table, show_advice
+from launcher.report.failure import failure_table, show_advice, show_log_tail
 from launcher.report.outcome import shown_path
 from launcher.report.plan_errors import MEASURES, PlanError, RunErrors, run_errors, summary
 from launcher.report.sweep_table import STATUS_STYLE, loss_words
@@ -28,6 +28,7 @@ from launcher.spec import to_json
 from launcher.units import format_duration
 
 SHORTER = "*"
+STATUS_TAIL_LINES = 5
 
 
 def show_runs(runs: Sequence[RunSummary], runs_dir: Path, console: Console, *, silence: str = "") -> None:
@@ -139,6 +140,7 @@ def show_status(run: RunSummary, console: Console, found: Diagnosis | None = Non
     show(console, Text(run.run_id, style="bold"), indented(table))
     if found is not None:
         show(console, heading("Why it failed"), indented(failure_table(found)))
+        show_log_tail(found, console, STATUS_TAIL_LINES)
         show_advice(found, console)
 
 

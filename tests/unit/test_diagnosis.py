@@ -289,7 +289,7 @@ def test_the_schedulers_reason_where_no_rank_was_started() -> None:
     found = two_nodes([], word=word("FAILED", "NonZeroExitCode"), present=frozenset())
     assert (found.kind, found.what) == (
         Kind.SCHEDULER,
-        "the scheduler ended the job: FAILED (NonZeroExitCode)",
+        "no rank was started: FAILED (NonZeroExitCode)",
     )
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from launcher.operate.queue import SlurmQueue
+from launcher.report.console import make_console
+from launcher.report.past import failure_of
+from launcher.report.runs_table import show_runs, show_status
 from launcher.runs.layout import RunFolder
 from launcher.runs.markers import Markers
 from launcher.runs.records import (
     AttemptStart,
+    Failed,
     Finished,
     NodeEnd,
+    RankDeath,
     RunState,
     Status,
     Stopped,
@@ -24,6 +33,7 @@ from launcher.runs.registry import NO_MARKERS, list_runs, summarise
 from launcher.runs.status import Queued, queued_status
 from launcher.scheduler.client import SchedulerRefused, SchedulerSilent
 from launcher.scheduler.jobs import Job
+from launcher.spec import read_job
 from launcher.targets.folder import write_run_folder
 from tests.launching import make_launch
 
@@ -231,3 +241,66 @@ def test_the_word_for_a_diagnosis_names_the_nodes(tmp_path: Path) -> None:
     assert (word.job_id, word.state, word.nodes) == ("18", "RUNNING", ("node1", "node2"))
     assert SlurmQueue(Squeue("")).word(run) is None
     assert SlurmQueue(Squeue()).word(write_run_folder(make_launch(tmp_path, run_id="c"), now_s=1.0)) is None
+
+
+# Screens
+
+
+ENDED = "17\tFAILED\tNonZeroExitCode\tnode[1-2]\tN/A\tfitlaunch-run\n18\tPENDING\tPriority\t\tN/A\tfitlaunch-other\n"
+
+
+def screen(show: Callable[[Console], None]) -> str:
+    out = io.StringIO()
+    show(make_console(out))
+    return out.getvalue()
+
+
+def test_runs_in_a_queue(tmp_path: Path, golden: Callable[[str, str], None]) -> None:
+    submitted(tmp_path, "20261122-031502-a")
+    submitted(tmp_path, "20261122-041502-b", AGAIN)
+    for name, answer in (("ls-queue", ENDED), ("ls-silence", SchedulerSilent("Unable to contact slurm controller"))):
+        queue = SlurmQueue(Squeue(answer))
+        runs = list_runs(tmp_path, queue)
+        golden(
+            f"report/{name}.txt",
+            screen(lambda console, runs=runs, queue=queue: show_runs(runs, tmp_path, console, silence=queue.silence)),  # type: ignore[misc]
+        )
+
+
+def test_a_run_that_failed_before_any_rank_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Callable[[str, str], None]
+) -> None:
+    """Only the job's own output tells: here a line of the site's set-up."""
+    monkeypatch.chdir(tmp_path)
+    run = submitted(tmp_path / "runs", "run")
+    (run.root / "slurm-17.out").write_text("/var/spool/job17/slurm_script: line 14: module: command not found\n")
+    queue = SlurmQueue(Squeue(ENDED))
+    stands = summarise(run, queue)
+    found = failure_of(run, stands, queue.word(run))
+    assert found is not None
+    assert found.log_tail == ("/var/spool/job17/slurm_script: line 14: module: command not found",)
+    assert not (run.root / "attempts").exists()
+    golden("report/status-no-attempt.txt", screen(lambda console: show_status(stands, console, found)))
+
+
+def test_a_run_whose_worker_died_on_another_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Callable[[str, str], None]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = submitted(tmp_path / "runs", "run")
+    write_record(run.job, dataclasses.replace(read_job(run.job), nodes=2))
+    write_record(run.attempt_start(1), START)
+    deaths = {0: RankDeath(rank=0, seen_at_s=1024.0, exit_code=1), 1: RankDeath(rank=2, seen_at_s=1023.0, exit_code=-9)}
+    for node, death in deaths.items():
+        write_record(run.node_end(1, node), dataclasses.replace(end(node), deaths=(death,), oom_kills=node))
+    peer = Failed(
+        attempt=1, time_s=1023.5, rank=0, host="node1", error_type="RuntimeError",
+        message="Connection closed by peer [10.0.0.2]:6052", traceback="",
+    )  # fmt: skip
+    write_record(run.failed(1, 0), peer)
+    queue = SlurmQueue(Squeue(ENDED))
+    stands = summarise(run, queue)
+    golden(
+        "report/status-failed-node.txt",
+        screen(lambda console: show_status(stands, console, failure_of(run, stands, queue.word(run)))),
+    )

@@ -25,7 +25,7 @@ def sentence(failure: Failure, evidence: Evidence, memory: MemoryUse | None) -> 
         Kind.PREEMPTED: "the job was preempted and had not saved in time",
         Kind.CANCELLED: "the job was cancelled",
         Kind.KERNEL_OUT_OF_MEMORY: "the kernel killed a process of the job for want of memory",
-        Kind.SCHEDULER: f"the scheduler ended the job: {state} ({reason})",
+        Kind.SCHEDULER: f"{'the job ended' if evidence.present else 'no rank was started'}: {state} ({reason})",
     }
     if failure.kind in told:
         return told[failure.kind]
