@@ -10,6 +10,7 @@ from launcher.operate.cancel import cancel as cancel_run
 from launcher.operate.queue import SlurmQueue
 from launcher.report.sweeps import Standing
 from launcher.runs.attempts import last_attempt
+from launcher.runs.lock import hold_lock
 from launcher.runs.records import Status, write_exclusively
 from launcher.runs.stopping import CANCEL, ask_to_stop
 from launcher.runs.sweeps import Sweep, SweepFolder, read_arrays, read_sweep
@@ -69,7 +70,8 @@ class SlurmSweepCancel:
             write_exclusively(self._folder.run(each.cell).cancelled, f"{time.time():.0f}\n")
         if not going_on:
             raise nothing_goes_on(self._sweep)
-        adopt(self._folder, self._sweep)
+        with hold_lock(self._folder.lock, what=f"sweep {self._sweep.sweep_id}"):
+            adopt(self._folder, self._sweep)
         waiting = [each for each in going_on if each.status is Status.QUEUED]
         self._say(f"cancelling {len(going_on)} cells, {len(waiting)} of them waiting")
         self._scancel("--state=PENDING")

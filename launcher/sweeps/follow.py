@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
@@ -55,9 +56,9 @@ class Follower:
     def look(self) -> bool:
         """One look; True when every cell has ended, or is given up."""
         sweep = read_sweep(self._folder)
-        for each in standings(self._folder, sweep, self._queue):
-            if each.cell.number in self._numbers:
-                self._take(self._numbers[each.cell.number], each)
+        left = tuple(cell for cell in sweep.cells if cell.number in self._numbers)
+        for each in standings(self._folder, dataclasses.replace(sweep, cells=left), self._queue):
+            self._take(self._numbers[each.cell.number], each)
         self._progress.draw()
         return not self._numbers
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 
 from launcher.assemble import assemble, options_of
 from launcher.errors import InputError
@@ -43,19 +42,24 @@ class CellLoader(ConfigLoaderImpl):
         config = OmegaConf.create(values)
         config.hydra = self._hydra_node(master_config.hydra, sweep_overrides)
         OmegaConf.set_struct(config, True)
+        OmegaConf.set_readonly(config.hydra, False)  # the launcher gives it its number
         OmegaConf.copy_cache(from_config=master_config, to_config=config)
         return config
 
     def _hydra_node(self, master: DictConfig, overrides: list[str]) -> DictConfig:
         node = copy.deepcopy(master)
         choices = {key: value for key, _, value in (word.partition("=") for word in overrides) if self._is_group(key)}
-        with open_dict(node):
+        with read_write(node), open_dict(node):
             node.overrides.task = ListConfig(list(overrides))
             node.runtime.choices.update(choices)
-            node.job.override_dirname = get_overrides_dirname(
-                overrides=OverridesParser.create().parse_overrides(overrides), **node.job.config.override_dirname
-            )
+            node.job.override_dirname = _dirname(overrides, node.job.config.override_dirname)
         return node
 
     def _is_group(self, key: str) -> bool:
         return key in options_of(self._conf_dir).groups
+
+
+def _dirname(overrides: list[str], how: DictConfig) -> str:
+    """What a folder of the cell may be called: Hydra's hydra.job.override_dirname."""
+    kept = sorted(word for word in overrides if word.partition("=")[0] not in how.exclude_keys)
+    return str(how.item_sep.join(kept).replace("=", how.kv_sep))

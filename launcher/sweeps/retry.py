@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from launcher.assemble import assemble
 from launcher.errors import InputError, Problem
+from launcher.execution import frozen
 from launcher.host import Host, detect_host
 from launcher.operate.queue import SlurmQueue
 from launcher.paths import conf_dir
@@ -26,7 +28,8 @@ from launcher.sweeps.slots import Room
 from launcher.sweeps.slurm import check_arrays, send_all
 from launcher.sweeps.standing import standings
 from launcher.sweeps.submit import adopt, next_submission
-from launcher.workflow import prepare
+from launcher.targets.folder import write_run_folder
+from launcher.workflow import Prepared, prepare
 
 FAILED = (Status.FAILED, Status.RENDERED)
 ASIDE = (Status.STOPPED, Status.CANCELLED)
@@ -83,12 +86,19 @@ def _was_never_sent(folder: SweepFolder, standing: Standing) -> bool:
 
 
 def _element(folder: SweepFolder, cell: Cell) -> Element:
+    """A cell as it was frozen; one whose launcher was killed before that is frozen now."""
     run = folder.run(cell)
     plan = read_record(run.memory_plan, MemoryPlan)
     if plan is None:
-        rule, way_out = f"has no run folder for cell {cell.number}", "its launcher was killed: start the sweep anew"
-        raise InputError([Problem(field="sweep", value=folder.root.name, rule=rule, way_out=way_out)])
+        prepared = _prepare_anew(cell, detect_host())
+        write_run_folder(frozen(prepared, run_id=cell.run_id), now_s=time.time())
+        plan = prepared.plan
     return Element(number=cell.number, run=run, plan=plan, submission=next_submission(run))
+
+
+def _prepare_anew(cell: Cell, host: Host) -> Prepared:
+    """What the cell's own words mean now."""
+    return prepare(cell.overrides, lambda more: assemble([*cell.overrides, *more], conf_dir()), host)
 
 
 def _run_here(folder: SweepFolder, sweep: Sweep, cells: Sequence[Cell], console: Console) -> list[CellResult]:
@@ -104,5 +114,4 @@ def _local_cell(folder: SweepFolder, cell: Cell, host: Host, room: Room, num_cel
     plan = read_record(run.memory_plan, MemoryPlan)
     if plan is not None:
         return frozen_cell(cell, run, plan)
-    prepared = prepare(cell.overrides, lambda more: assemble([*cell.overrides, *more], conf_dir()), host)
-    return new_cell(cell, prepared, this_host(), room, num_cells)
+    return new_cell(cell, _prepare_anew(cell, host), this_host(), room, num_cells)

@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 
-from launcher.errors import SubmitError
+from launcher.errors import Interrupted, SubmitError
 from launcher.render.sbatch import job_name, submit_argv
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import Submission, read_record, write_atomically, write_record
@@ -40,8 +40,11 @@ def send_array(
 ) -> ArraySubmission:
     """Submit the n-th array, whose files are written; the caller holds the sweep's lock.
 
-    Raises SubmitError where Slurm refuses it, and, as SchedulerSilent, where nobody answers: it may be queued then.
+    Raises SubmitError where Slurm refuses it, and, as SchedulerSilent, where nobody answers: it may be queued then;
+    Interrupted where the sweep was cancelled meanwhile.
     """
+    if folder.cancelled.exists():
+        raise Interrupted(f"sweep {folder.root.name} was cancelled while it was submitted")
     asked = ArraySubmission(
         number=number,
         cells=tuple(element.number for element in array.elements),

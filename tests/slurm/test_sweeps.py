@@ -174,6 +174,9 @@ def test_what_was_never_sent_is_sent_once_by_two_at_once(client: Client, drained
     client.sbatch_does("kill -9 $PPID")
     assert client.launch("train.seed=1,2").returncode != 0
     assert client.statuses() == ["unknown"] * 2
+    (folder,) = list_sweeps(client.folder / "runs")
+    shutil.rmtree(folder.run(read_sweep(folder).cells[1]).root)  # as if it had been killed before it wrote that
+    assert client.statuses() == ["unknown", "not started"]
     client.sbatch_does(f'exec {SBATCH} "$@"')
     command = client.command("fitlaunch", "sweep", "retry")
     both = [
