@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -58,8 +58,12 @@ def frozen(prepared: Prepared, *, run_id: str | None = None, host: HostFacts | N
 
 def host_facts(spec: JobSpec) -> HostFacts:
     """What of this host, and of the environment that the job will have, its launch plan depends on."""
-    on_slurm = spec.cluster.kind is ClusterKind.SLURM
-    return read_host_facts(job_environment(os.environ, spec.cluster.environment) if on_slurm else os.environ)
+    environ: Mapping[str, str] = os.environ
+    if spec.cluster.kind is ClusterKind.SLURM:
+        environ = job_environment(os.environ, spec.cluster.environment)
+    elif spec.cluster.kind is ClusterKind.HOSTS:  # what is named goes over ssh; a login in the home folder is shared
+        environ = {name: os.environ[name] for name in (*spec.cluster.environment, "HOME") if name in os.environ}
+    return read_host_facts(environ)
 
 
 def render_only(prepared: Prepared, console: Console) -> None:

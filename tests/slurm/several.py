@@ -105,6 +105,7 @@ class Following:
         end = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < end, f"{what} did not come:\n{self.says()}"
+            assert self.process.poll() is None, f"the launcher ended before {what} came:\n{self.says()}"
             time.sleep(0.05)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import InputError
+from launcher.execution import host_facts
 from launcher.node.fields import NodeFields, fill
 from launcher.render.environment import HostFacts
 from launcher.render.types import LaunchPlan
@@ -92,3 +93,12 @@ def test_a_folder_that_a_shell_could_read_is_refused(folder: str) -> None:
         InputError, match=r"^runs_dir=.* cannot be said over ssh: use runs_dir=DIR with an absolute path"
     ):
         make_launch(Path(folder), spec=CASES["hosts-full-zero2-cpu-deepspeed"])
+
+
+def test_a_key_that_does_not_go_to_the_hosts_is_no_key_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "s3cret")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not host_facts(hosts_spec()).has_wandb_key
+    assert host_facts(hosts_spec(environment=("WANDB_API_KEY",))).has_wandb_key
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password s3cret\n")
+    assert host_facts(hosts_spec()).has_wandb_key
