@@ -42,7 +42,7 @@ TIMEOUT_S = 600.0
 SEQUENCE_LENGTH = 256
 NUM_ROWS = 28  # enough for three steps of two ranks, and a batch held out for each
 NUM_STEPS = 3  # the first, the one in which DDP rebuilds its buckets, and one like all that follow
-PHASES = tuple(phase for phase in Phase if phase is not Phase.SAVE)  # a trace ends with the last evaluation
+PHASES = tuple(Phase)
 PRECISIONS = (Precision.FP32, Precision.BF16_MIXED)
 # Loading in one thread, as a trace does: the profiler does not follow transformers' threads.
 RECORDED = {RECORD_EVERYTHING: "1", "HF_DEACTIVATE_ASYNC_LOAD": "1"}

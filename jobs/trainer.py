@@ -205,7 +205,8 @@ class JobTrainer(Trainer):
             return
         state = self.model.state_dict() if state_dict is None else state_dict
         state = without_tied_copies(state, self.accelerator.unwrap_model(self.model).all_tied_weights_keys)
-        super()._save(output_dir, {name: _cast(tensor, self.saved_dtype) for name, tensor in state.items()})
+        # On the host: beside the weights and the optimizer's states the device may have no room for a copy.
+        super()._save(output_dir, {name: _cast(tensor.cpu(), self.saved_dtype) for name, tensor in state.items()})
 
     def sum_over_ranks(self, values: list[float]) -> list[float]:
         """The sum of each value over all ranks."""

@@ -11,6 +11,7 @@ fake tensors cannot is replaced here, as little of it as possible:
     process_group.py    the other ranks
     ddp.py fsdp.py zero.py quantised.py    DistributedDataParallel, FSDP2, DeepSpeed, bitsandbytes: a file for each
     huggingface.py      transformers' branches that look at values, and its loading of weights
+    saving.py           files that are not written
     kernels.py          scratch memory inside kernels, which no tensor shows
     recorder.py         the dispatch mode that records, and answers what is asked by value
     repeats.py          results of operations that were seen before, made without FakeTensorMode

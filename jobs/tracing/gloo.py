@@ -12,12 +12,15 @@ import torch
 import torch.distributed  # registers the operations
 
 c10d = torch.ops.c10d
+functional = torch.ops._c10d_functional
 
 
 def scratch_bytes(operation: Any, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> int:
     """Bytes that a collective holds while it runs, beside its output."""
     if operation is c10d._allgather_base_.default:
         return _num_bytes(args[0])
+    if operation is functional.all_gather_into_tensor.default:
+        return _num_bytes(args[0]) * int(args[1])
     if operation is c10d._reduce_scatter_base_.default:
         return _num_bytes(args[1])
     if operation is c10d.scatter_.default:

@@ -1,4 +1,5 @@
-"""jobs.job.Job on fake tensors. What reads files, or needs the other ranks' data, is replaced; nothing else is.
+"""jobs.job.Job on fake tensors, from loading to saving the result. What reads or writes files, or needs the other
+ranks' data, is replaced; nothing else is.
 
 The job's own checks run too: that the model really is wrapped, sharded and in the planned dtypes.
 """
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import SequentialSampler
 from transformers.trainer_utils import TrainOutput
 
+from jobs import result
 from jobs.collate import Collator
 from jobs.data import Counts, Data
 from jobs.job import Job
@@ -28,6 +30,7 @@ from jobs.stop import StopRequest
 from jobs.tracing import categories, quantised, zero
 from jobs.tracing.huggingface import read_shapes
 from jobs.tracing.recorder import Recorder
+from jobs.tracing.saving import Files
 from jobs.tracing.target import Target
 from jobs.trainer import NUM_TOKENS, ROW, JobTrainer
 from launcher.planner.types import Phase, TermKind
@@ -112,7 +115,7 @@ class FakeBatches:
 
 
 class TracedJob(Job):
-    """One rank's job until its last step, recorded."""
+    """One rank's job until its result is saved, recorded."""
 
     trainer_class = TracedTrainer
 
@@ -205,8 +208,17 @@ class TracedJob(Job):
         """There is no run to keep a record of."""
 
     def close(self, output: TrainOutput) -> None:
-        """The last step is over."""
+        """Save the result, and nothing more."""
         del output
+        self.save_result()
+
+    def save_result(self) -> None:
+        """Gather and copy what is saved, and look at it again as the job does."""
+        assert self.trainer is not None
+        self.phases.enter(Phase.SAVE)
+        files = Files()
+        result.save(self.trainer, self.run.result, self.spec)
+        files.open_each()
 
 
 class Marks(MemoryMeter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from launcher.models import model_shape
 from launcher.planner.plan import make_plan
-from launcher.planner.traced import plan_by_trace
+from launcher.planner.traced import FAILED, plan_by_trace
 from launcher.planner.tracing.cache import TraceCache
 from launcher.planner.tracing.events import Event, Kind, Trace, read
 from launcher.planner.tracing.failure import TraceFailed
@@ -144,6 +145,8 @@ def test_a_traced_plan_of_a_real_trace(server: TraceServer, tmp_path: Path) -> N
     plan = plan_by_trace(make_plan(job, ()), tracer.summary, pytest.fail)
     assert plan.instrument == "trace"
     assert plan.worst_rank.allocated_bytes_in(Phase.BACKWARD) > plan.worst_rank.allocated_bytes_in(Phase.LOAD)
+    saving = [term for term in plan.worst_rank.terms if Phase.SAVE in term.phases and term.kind is TermKind.WEIGHTS]
+    assert [term.source.startswith("trace of rank 0") for term in saving] == [True]
 
 
 def test_a_job_that_cannot_be_traced_says_why(server: TraceServer, tmp_path: Path) -> None:
@@ -151,6 +154,27 @@ def test_a_job_that_cannot_be_traced_says_why(server: TraceServer, tmp_path: Pat
     (tmp_path / "job.json").write_text(to_json(job).replace('"llama"', '"no_such_model"'))
     with pytest.raises(TraceFailed, match="no_such_model"):
         server.run(tmp_path / "job.json", tmp_path / "out.trace", 0)
+
+
+MISSING = {"train.loss=fused_linear": "liger_kernel", "train.attention=flash_attention_2": "flash_attn"}
+
+
+@pytest.mark.parametrize(("override", "package"), MISSING.items())
+def test_without_its_package_a_job_is_planned_by_closed_form_and_less_surely(
+    server: TraceServer, tmp_path: Path, override: str, package: str
+) -> None:
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed: the job is traced")
+    job = spec(tmp_path, "llama", "method=lora", "shard=ddp", "gpus=1", "device=h100-80g", override)
+    tracer = Tracer(cache=TraceCache(tmp_path / "cache"), environ={}, progress=lambda _text: None, run=server.run)
+    planned = make_plan(job, ())
+    complaints: list[str] = []
+    plan = plan_by_trace(planned, tracer.summary, complaints.append)
+    (complaint,) = complaints
+    assert package.split("_")[0] in complaint.lower()
+    assert plan.instrument == FAILED
+    assert plan.process_low_bytes < planned.process_low_bytes
+    assert plan.process_high_bytes > planned.process_high_bytes
 
 
 # Each line takes away what one file replaces; the self-test must not let a trace begin.
