@@ -31,9 +31,9 @@ def doctor(words: tuple[str, ...], no_all_reduce: bool, patience: int) -> int:
     from launcher.errors import SubmitError
     from launcher.host import detect_host
     from launcher.operate.doctor.command import check_up
+    from launcher.operate.doctor.screen import show_checkup
     from launcher.paths import conf_dir
     from launcher.report.console import make_console
-    from launcher.report.doctor import show_checkup
 
     checkup, folder = check_up(
         words,

@@ -12,9 +12,9 @@ import pytest
 
 from launcher.operate.doctor.judge import Wanted, cut_off, findings, unfit_nodes
 from launcher.operate.doctor.output import read_output, say
+from launcher.operate.doctor.screen import exclude_words, show_checkup
 from launcher.operate.doctor.types import AllReduced, Answers, Checkup, NodeReport, RanksEnd, Reached
 from launcher.report.console import make_console
-from launcher.report.doctor import exclude_words, show_checkup
 from launcher.units import GIB, MIB
 from tests.report_fixtures import CPU, RTX4090
 

@@ -2,5 +2,5 @@
 
 types: what nodes say and what is found. facts, node: what runs on each node (python -m launcher.operate.doctor.node).
 output: what the nodes said, read from their output. judge: what is wrong with it. here: the host that launches.
-slurm, hosts, local: how the nodes are reached. command: the way in.
+reach: how the nodes are asked, by Slurm, by ssh, or here. command: the way in. screen: what people see.
 """
