@@ -9,7 +9,7 @@ all of them miss a rank that dies (stub_peers). Its environment says what else i
 - STUB_SAVE_EVERY, STUB_SAVE_S: a checkpoint every so many steps, and how long one takes;
 - STUB_MODE: what goes wrong, on rank STUB_RANK (1): raise (at step 3), exit (at step 3, code 9, without a word), eat
   (at step 3, 2 GiB), hang (never comes to the end of the step after a stop was asked), stubborn (the same, and TERM is
-  ignored); or linger (rank 0 does not exit when all is done);
+  ignored), slow (every step takes a second more); or linger (rank 0 does not exit when all is done);
 - STUB_ATTEMPT: only in this attempt.
 """
 
@@ -130,6 +130,8 @@ class Stub:
             return
         if self.mode == "raise" and step == 3:
             raise ValueError("the stub was told to fail\nwith a second line")
+        if self.mode == "slow":
+            time.sleep(1.0)
         if self.mode == "exit" and step == 3:
             os._exit(9)
         if self.mode == "eat" and step == 3:
