@@ -14,8 +14,10 @@ from itertools import pairwise
 
 from launcher.planner import quantisation
 from launcher.planner.block import ADAPTER_MARK
-from launcher.planner.inventory import Block, Held, State
+from launcher.planner.gradients import is_of_embedding
+from launcher.planner.inventory import Block, Held, Inventory, State
 from launcher.planner.workload import Workload
+from launcher.spec import Dtype
 from launcher.units import MIB
 
 LIMIT_BYTES = 250 * MIB  # torch 2.13 nn/parallel/distributed.py broadcast_bucket_size
@@ -35,17 +37,39 @@ class Piece:
         return self.size_bytes if self.num_tensors > 1 else 0
 
 
-@lru_cache(maxsize=64)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dtypes:
+    """What a model's parameters are stored in."""
+
+    trained: Dtype
+    frozen: Dtype
+    is_8bit: bool
+
+    def stored(self, parameter: Held) -> tuple[str, int]:
+        """Dtype and bytes of one."""
+        if parameter.state is State.QUANTISED:
+            return "quantised", parameter.numel if self.is_8bit else quantisation.packed_bytes(parameter.numel)
+        dtype = self.trained if parameter.state.is_trained else self.frozen
+        return dtype, parameter.numel * dtype.num_bytes
+
+
 def broadcast_bytes(work: Workload) -> int:
     """The largest two neighbours."""
-    pieces = sorted(_pieces(work), key=lambda piece: piece.first)
+    frozen = work.dtypes.frozen or work.dtypes.trained
+    dtypes = Dtypes(trained=work.dtypes.trained, frozen=frozen, is_8bit=quantisation.is_8bit(work))
+    return _largest_pair(work.inventory, dtypes)
+
+
+@lru_cache(maxsize=64)
+def _largest_pair(inventory: Inventory, dtypes: Dtypes) -> int:
+    pieces = sorted(_pieces(inventory, dtypes), key=lambda piece: piece.first)
     sizes = [piece.copied_bytes for piece in pieces]
     return max((one + other for one, other in pairwise((0, *sizes))), default=0)
 
 
-def _pieces(work: Workload) -> Iterator[Piece]:
+def _pieces(inventory: Inventory, dtypes: Dtypes) -> Iterator[Piece]:
     filling: dict[str, Piece] = {}
-    for number, (dtype, size_bytes) in enumerate(_tensors(work)):
+    for number, (dtype, size_bytes) in enumerate(_tensors(inventory, dtypes)):
         piece = filling.setdefault(dtype, Piece(first=number))
         piece.num_tensors += 1
         piece.size_bytes += size_bytes
@@ -54,16 +78,15 @@ def _pieces(work: Workload) -> Iterator[Piece]:
     yield from filling.values()
 
 
-def _tensors(work: Workload) -> Iterator[tuple[str, int]]:
+def _tensors(inventory: Inventory, dtypes: Dtypes) -> Iterator[tuple[str, int]]:
     """Dtype and bytes of every parameter, in the order in which a model lists them."""
-    inventory = work.inventory
     root = inventory.root.parameters
-    yield from (_stored(work, p) for p in root if "embed" in p.name)
+    yield from (dtypes.stored(p) for p in root if is_of_embedding(p))
     for block in inventory.blocks:
-        tensors = [_stored(work, p) for p in _in_order(block)]
+        tensors = [dtypes.stored(p) for p in _in_order(block)]
         for _ in range(block.copies):
             yield from tensors
-    yield from (_stored(work, p) for p in root if "embed" not in p.name)
+    yield from (dtypes.stored(p) for p in root if not is_of_embedding(p))
 
 
 def _in_order(block: Block) -> Iterator[Held]:
@@ -74,11 +97,3 @@ def _in_order(block: Block) -> Iterator[Held]:
             yield parameter
             module = parameter.name.removesuffix(".weight")
             yield from (p for p in adapters if p.name.startswith((f"{module}.", f"{module}{ADAPTER_MARK}")))
-
-
-def _stored(work: Workload, parameter: Held) -> tuple[str, int]:
-    if parameter.state is State.QUANTISED:
-        packed = parameter.numel if quantisation.is_8bit(work) else quantisation.packed_bytes(parameter.numel)
-        return "quantised", packed
-    dtype = work.stored_dtype(parameter.state)
-    return dtype, parameter.numel * dtype.num_bytes
