@@ -100,4 +100,5 @@ def test_a_check_up_that_does_not_start_is_taken_back(bed: Bed, tmp_path: Path) 
         bed.must(HEAD, ("scontrol", "update", "NodeName=node1,node2,node3", "State=RESUME"))
     assert done.returncode == 4, done.stderr
     assert "not started within 3 s, and cancelled (--patience)" in done.stderr
+    assert list((tmp_path / "runs" / "doctor").iterdir()) == []
     assert queued_jobs(bed) == []

@@ -45,7 +45,11 @@ def check_up(
         return Checkup(kind=spec.cluster.kind.value, answers=Answers(), findings=wrong_here), None
     made = new_round(spec, runs_dir, all_reduce=all_reduce, patience_s=patience_s)
     before = code_hash()
-    text = ask_nodes(made, say)
+    try:
+        text = ask_nodes(made, say)
+    except BaseException:
+        shutil.rmtree(made.folder, ignore_errors=True)
+        raise
     answers = read_output(text)
     found = judged(answers, wanted_of(plan, frozenset({before, code_hash()}), all_reduce=all_reduce))
     if not found:

@@ -46,6 +46,7 @@ TELLING = re.compile(r"^(\[rank\d+\]: )?[\w.]+(Error|Exception)\b(?<!ChildFailed
 
 def main(words: Sequence[str]) -> None:
     """Say everything on stdout. The exit code is 0 whatever was found: who is wrong is judged by the launcher."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # and to end the ranks first
     options = _options(words)
     with socket.create_server(("", 0), backlog=256) as server:
         threading.Thread(target=_accept, args=(server,), daemon=True).start()
