@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable
 
@@ -12,13 +13,15 @@ from launcher.render.asked import asked_of_slurm
 from launcher.report.console import make_console
 from launcher.report.queued import show_asked, show_queued
 from launcher.runs.records import Submission
+from launcher.units import GIB
 from tests.composed import spec_of
 
 Golden = Callable[[str, str], None]
 
 
 def plan_of(*overrides: str) -> MemoryPlan:
-    return make_plan(spec_of("cluster=slurm", *overrides), listed_devices(), propose=False)
+    plan = make_plan(spec_of("cluster=slurm", *overrides), listed_devices(), propose=False)
+    return dataclasses.replace(plan, host_ram_bytes_per_node=20 * GIB, checkpoint_bytes=30 * GIB)
 
 
 def test_a_queued_job(golden: Golden) -> None:

@@ -4,9 +4,9 @@
 # Written by fitlaunch; what it starts is frozen beside it. Queue it with
 #   sbatch /data/runs/sweeps/s/array-0.sh 1
 # where 1 counts its submissions: under one number one job runs, however many are queued.
-# Memory: 12.18 GiB planned, with room.
-# Saves and stops 300 s before its time limit:
-#   60 s that Slurm may be off, 3 steps of about 1 min 17 s, and 55.9 MiB saved at 200 MB/s, twice over.
+# Memory: 22.00 GiB planned, with room.
+# Saves and stops 620 s before its time limit:
+#   60 s that Slurm may be off, 3 steps of about 1 min 17 s, and 30.00 GiB saved at 200 MB/s, twice over.
 #SBATCH --job-name=fitlaunch-20261122-031502-smollm2-135m-lora-ddp-3f9a
 #SBATCH --array=0-63%8
 #SBATCH --chdir=/data/runs/sweeps/s
@@ -14,9 +14,9 @@
 #SBATCH --open-mode=append
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
-#SBATCH --mem=18G
+#SBATCH --mem=30G
 #SBATCH --time=1440
-#SBATCH --signal=B:USR1@300
+#SBATCH --signal=B:USR1@620
 #SBATCH --requeue
 
 set -u

@@ -4,18 +4,18 @@
 # Written by fitlaunch; what it starts is frozen beside it. Queue it with
 #   sbatch /data/runs/20261122-031502-smollm2-135m-lora-ddp-3f9a/job.sh 1
 # where 1 counts its submissions: under one number one job runs, however many are queued.
-# Memory: 8.07 GiB planned, with room.
-# Saves and stops 180 s before its time limit:
-#   60 s that Slurm may be off, 3 steps of about 38.7 s, and 55.9 MiB saved at 200 MB/s, twice over.
+# Memory: 22.00 GiB planned, with room.
+# Saves and stops 500 s before its time limit:
+#   60 s that Slurm may be off, 3 steps of about 38.7 s, and 30.00 GiB saved at 200 MB/s, twice over.
 #SBATCH --job-name=fitlaunch-20261122-031502-smollm2-135m-lora-ddp-3f9a
 #SBATCH --chdir=/data/runs/20261122-031502-smollm2-135m-lora-ddp-3f9a
 #SBATCH --output=/data/runs/20261122-031502-smollm2-135m-lora-ddp-3f9a/slurm-%j.out
 #SBATCH --open-mode=append
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
-#SBATCH --mem=13G
+#SBATCH --mem=30G
 #SBATCH --time=1440
-#SBATCH --signal=B:USR1@180
+#SBATCH --signal=B:USR1@500
 #SBATCH --requeue
 
 set -u

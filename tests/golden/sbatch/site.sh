@@ -4,9 +4,9 @@
 # Written by fitlaunch; what it starts is frozen beside it. Queue it with
 #   sbatch /data/runs/20261122-031502-smollm2-135m-lora-ddp-3f9a/job.sh 1
 # where 1 counts its submissions: under one number one job runs, however many are queued.
-# Memory: 22.54 GiB planned, with room.
-# Saves and stops 1190 s before its time limit:
-#   60 s that Slurm may be off, 3 steps of about 1.1 s, and 104.70 GiB saved at 200 MB/s, twice over.
+# Memory: 20.00 GiB planned, with room.
+# Saves and stops 390 s before its time limit:
+#   60 s that Slurm may be off, 3 steps of about 1.1 s, and 30.00 GiB saved at 200 MB/s, twice over.
 #SBATCH --job-name=fitlaunch-20261122-031502-smollm2-135m-lora-ddp-3f9a
 #SBATCH --chdir=/data/runs/20261122-031502-smollm2-135m-lora-ddp-3f9a
 #SBATCH --output=/data/runs/20261122-031502-smollm2-135m-lora-ddp-3f9a/slurm-%j.out
@@ -22,9 +22,9 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=96
 #SBATCH --gpus-per-node=h100:8
-#SBATCH --mem=31G
+#SBATCH --mem=27G
 #SBATCH --time=2880
-#SBATCH --signal=B:USR1@1190
+#SBATCH --signal=B:USR1@390
 #SBATCH --requeue
 
 # the site's own lines (cluster.setup)
