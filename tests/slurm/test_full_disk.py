@@ -50,9 +50,10 @@ def test_a_disk_that_fills_while_it_trains(bed: Bed, tmp_path: Path) -> None:
     assert job_fields(bed, job_id)["Restarts"] == "0"
     assert not run.finished(1).exists()
     where = ("full", "--runs-dir", str(outside.root.parent))
-    status = [line.split() for line in bed.login((FITLAUNCH, "status", *where)).stderr.splitlines()]
-    assert ["kind", "disk", "full"] in status
-    assert "status failed: nothing could be written any more: the disk with the run folder is full".split() in status
+    said = bed.login((FITLAUNCH, "status", *where), env={"COLUMNS": "200"}).stderr
+    status = [" ".join(line.split()) for line in said.splitlines()]
+    assert "kind disk full" in status
+    assert "status failed: nothing could be written any more: the disk with the run folder is full" in status
     bed.must(HEAD, ("rm", str(filler)))
     resumed_by_user = bed.login((FITLAUNCH, "resume", *where))
     assert resumed_by_user.returncode == 0, resumed_by_user.stderr
