@@ -38,7 +38,7 @@ COMMANDS = {
     "submitted: one sbatch for each array": ("cluster.mem=0",),
 }
 ANSWERS = {
-    "sbatch": 'echo call >> "$CALLS"; echo 17',
+    "sbatch": "echo call >> $(dirname $0)/calls; echo 17",
     "scontrol": "case $3 in partition) echo PartitionName=main Default=YES State=UP TotalNodes=4 MaxTime=UNLIMITED;;"
     " *) echo 'MaxArraySize = 1001';; esac",
 }
@@ -65,9 +65,10 @@ def stand_ins(folder: Path) -> Path:
 def measure(options: tuple[str, ...], programs: Path) -> Timing:
     """Run it once in a folder of its own."""
     with tempfile.TemporaryDirectory() as scratch:
-        calls = Path(scratch) / "calls"
+        calls = programs / "calls"
+        calls.unlink(missing_ok=True)
         path = f"{programs}:{os.environ['PATH']}"
-        env = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path, "CALLS": str(calls), "OMP_NUM_THREADS": "1"}
+        env = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path, "OMP_NUM_THREADS": "1"}
         start = time.perf_counter()
         command = (sys.executable, "-c", MAIN, "-m", *CELLS, *options)
         child = subprocess.Popen(command, cwd=scratch, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -84,7 +85,9 @@ def measure(options: tuple[str, ...], programs: Path) -> Timing:
 def make_table(found: dict[str, list[Timing]]) -> Table:
     """Medians, and the least, which a busy machine adds to."""
     titles = ("", "CPU s, median", "least", "wall s, median", "least", "sbatch")
-    table = Table(*titles, box=None, title=f"{NUM_CELLS} cells, {len(next(iter(found.values())))} runs each")
+    runs, load = len(next(iter(found.values()))), os.getloadavg()[1]
+    where = f"{os.cpu_count()} cores under a load of {load:.1f}"
+    table = Table(*titles, box=None, title=f"{NUM_CELLS} cells, runs of each: {runs}; {where}")
     for name, timings in found.items():
         cpu, wall = [timing.cpu_s for timing in timings], [timing.wall_s for timing in timings]
         figures = (f"{value:.2f}" for value in (statistics.median(cpu), min(cpu), statistics.median(wall), min(wall)))
