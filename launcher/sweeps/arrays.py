@@ -97,9 +97,9 @@ def _most_asked(asked: Sequence[Asked]) -> Asked:
     cells = plural(len(asked), "cell")
     return replace(
         memory,
-        memory_words=f"{memory.memory_words}, the most of {cells}",
+        memory_words=f"{memory.memory_words} (the most of {cells})",
         lead_s=lead.lead_s,
-        lead_words=f"{lead.lead_words}, the most of {cells}",
+        lead_words=f"{lead.lead_words} (the most of {cells})",
     )
 
 

@@ -70,7 +70,7 @@ def test_memory_of_another_class_is_another_array_and_the_most_counts(plan: Memo
     first, second = plan_arrays(elements, None)
     assert [asked_of_slurm(each.plan).memory_bytes_per_node // GIB for each in elements] == [27, 32, 65]
     assert ([each.number for each in first.elements], first.asked.memory_bytes_per_node) == ([0, 1], 32 * GIB)
-    assert first.asked.memory_words == "24.00 GiB planned, with room, the most of 2 cells"
+    assert first.asked.memory_words == "24.00 GiB planned, with room (the most of 2 cells)"
     assert ([each.number for each in second.elements], second.asked.memory_bytes_per_node) == ([2], 65 * GIB)
 
 

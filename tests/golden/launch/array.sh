@@ -4,9 +4,9 @@
 # Written by fitlaunch; what it starts is frozen beside it. Queue it with
 #   sbatch /shared/runs/sweeps/20261122-031502-sweep-3f9a/array-1.sh 1
 # where 1 counts its submissions: under one number one job runs, however many are queued.
-# Memory: 22.50 GiB planned, with room, the most of 64 cells.
+# Memory: 22.50 GiB planned, with room (the most of 64 cells).
 # Saves and stops 120 s before its time limit:
-#   60 s that Slurm may be off, 3 steps of about 0.2 s, and 640.0 MiB saved at 200 MB/s, twice over, the most of 64 cells.
+#   60 s that Slurm may be off, 3 steps of about 0.2 s, and 640.0 MiB saved at 200 MB/s, twice over; but 120 s at least (the most of 64 cells).
 #SBATCH --job-name=fitlaunch-20261122-031502-sweep-3f9a-1
 #SBATCH --array=0-63%8
 #SBATCH --chdir=/shared/runs/sweeps/20261122-031502-sweep-3f9a
