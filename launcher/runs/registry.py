@@ -184,10 +184,6 @@ def _status_of_the_living(run: RunFolder, state: RunState) -> tuple[Status, str]
     ranks = processes_of_run(frozen_run_dir(run))
     if ranks:
         return Status.UNKNOWN, f"its launcher is gone, but {len(ranks)} of its processes still run"
-    num_nodes, ended = read_job(run.job).nodes, len(read_node_ends(run, state.attempt))
-    if num_nodes > 1 and ended < num_nodes:
-        rule = f"{num_nodes - ended} of {num_nodes} hosts have not said how their ranks ended"
-        return Status.UNKNOWN, f"its launcher is gone, and {rule}: fitlaunch cancel asks them"
     silent = _silent_hosts(run, state.attempt)
     if silent:
         return Status.UNKNOWN, f"its launcher is gone; fitlaunch cancel asks what is left on {', '.join(silent)}"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import SubmitError
+from launcher.node.signals import SAME_REQUEST_S, collect_stop_requests
 from launcher.runs.lock import hold_lock
 from launcher.runs.processes import (
     ProcessId,
@@ -26,7 +27,6 @@ from launcher.runs.processes import (
     wait_until_gone,
 )
 from launcher.targets.ports import FIRST_PORT, LAST_PORT, choose_port, port_is_free
-from launcher.node.signals import SAME_REQUEST_S, collect_stop_requests
 
 STAT = "77 (a) (b c) S 1 77 77 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 " + "0 " * 29 + "9 0\n"
 # ignores TERM, and has a child in a session of its own that ignores it too
