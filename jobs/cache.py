@@ -58,10 +58,17 @@ def _acquire(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # The holder before us removed the file it had locked; a lock on a removed file excludes nobody.
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+        if _is_still(descriptor, path):
             return descriptor
         os.close(descriptor)
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """Whether the open file has its name yet: its holder before us removed it, and such a lock excludes nobody."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _remove(path: Path) -> None:

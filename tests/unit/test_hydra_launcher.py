@@ -6,12 +6,24 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hydra import version
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
+from hydra.version import VersionBase
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def version_base() -> Iterator[None]:
+    """Hydra's suite expects Hydra's own default; whoever composed in this process before has set another."""
+    before = version.getbase()
+    version.setbase("1.1")
+    yield
+    VersionBase.instance().version_base = before
 
 
 @pytest.mark.parametrize(("launcher_name", "overrides"), [("fitlaunch", [])])

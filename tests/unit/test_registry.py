@@ -14,9 +14,9 @@ from launcher.errors import InputError, SubmitError
 from launcher.runs.frozen import read_launch_plan
 from launcher.runs.layout import RunFolder
 from launcher.runs.processes import this_process
-from launcher.runs.records import Finished, NodeEnd, RunState, Status, Stopped, read_record, write_record
+from launcher.runs.records import Finished, RunState, Status, Stopped, read_record, write_record
 from launcher.runs.registry import list_runs, new_run_id, resolve_run, summarise
-from launcher.spec import MethodKind, ShardKind, content_hash, read_job
+from launcher.spec import MethodKind, ShardKind, content_hash
 from launcher.targets.cancel import cancel
 from launcher.targets.folder import write_run_folder
 from launcher.targets.local import start_attempt
@@ -221,21 +221,3 @@ def test_a_state_that_nobody_can_read(tmp_path: Path) -> None:
     run = running(new_run(tmp_path))
     run.state.write_text("{")
     assert summarise(run).status is Status.UNKNOWN
-
-
-def test_of_several_hosts_a_launcher_that_is_gone_proves_nothing(tmp_path: Path) -> None:
-    """This host cannot see the ranks of the others; what their agents leave can be seen."""
-    run = running(new_run(tmp_path), launcher_pid=2**22 - 1)
-    job = dataclasses.replace(read_job(run.job), nodes=2)
-    write_record(run.job, job)
-    hosts = summarise(run)
-    assert (hosts.status, hosts.reason) == (
-        Status.UNKNOWN,
-        "its launcher is gone, and 2 of 2 hosts have not said how their ranks ended: fitlaunch cancel asks them",
-    )
-    for node in range(2):
-        end = NodeEnd(
-            attempt=1, node_rank=node, host=f"h{node}", started_at_s=1.0, ended_at_s=2.0, exit_code=1, deaths=()
-        )
-        write_record(run.node_end(1, node), end)
-    assert summarise(run).status is Status.FAILED
