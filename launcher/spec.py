@@ -321,8 +321,8 @@ class SlurmSpec:
     """What is asked of Slurm, and what the site is known to limit. None: not asked for, or not known.
 
     memory_bytes_per_node: None is from the plan, 0 all of the node. lead_s: how long before the time limit the ranks
-    are asked to save; None is from the plan. max_attempts: starts of one run, whoever asked for them. setup: the
-    site's own shell lines, before anything of the run's (module load ...). container: an image for srun.
+    are asked to save; None is from the plan. max_attempts: starts of one submission, Slurm's own included. setup:
+    the site's own shell lines, before anything of the run's (module load ...). container: an image for srun.
     """
 
     partition: str | None

@@ -109,12 +109,15 @@ def show_standings(sweep: Sweep, standings: Sequence[Standing], console: Console
             run_id,
         )
     show(console, indented(table))
-    reasons = columns("rw")
+    reasons: dict[str, list[int]] = {}
     for each in standings:
         if each.summary is not None and each.summary.reason and each.status in (Status.FAILED, Status.UNKNOWN):
-            reasons.add_row(Text(str(each.cell.number), style="dim"), brief(each.summary.reason))
-    if reasons.row_count:
-        show(console, heading("Why"), indented(reasons))
+            reasons.setdefault(brief(each.summary.reason), []).append(each.cell.number)
+    if reasons:
+        why = columns("rw")
+        for reason, numbers in reasons.items():
+            why.add_row(Text(number_ranges(numbers), style="dim"), reason)
+        show(console, heading("Why"), indented(why))
 
 
 def standings_json(sweep: Sweep, standings: Sequence[Standing]) -> str:

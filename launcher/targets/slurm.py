@@ -22,6 +22,7 @@ from launcher.runs.frozen import read_launch_plan
 from launcher.runs.layout import RunFolder
 from launcher.runs.lock import hold_lock
 from launcher.runs.records import Status, Submission, read_record, write_record
+from launcher.runs.registry import find_job
 from launcher.runs.state import write_state
 from launcher.scheduler.client import ASK_TIMEOUT_S, SchedulerRefused, SchedulerSilent, ask
 from launcher.scheduler.environment import job_environment
@@ -62,15 +63,6 @@ def submit_run(run: RunFolder, environ: Mapping[str, str], *, timeout_s: float =
         return Submitted(submission=_send(run, launch, spec, before, environ, timeout_s), is_new=True)
 
 
-def find_job(jobs: Sequence[Job], submission: Submission) -> Job | None:
-    """The job of a submission among those that Slurm knows: by its id, or by its name where no id was heard of."""
-    if submission.job_id is not None:
-        return by_id(jobs).get(submission.job_id)
-    element = "" if submission.array_task is None else f"_{submission.array_task}"
-    mine = (job for job in named(jobs, submission.job_name) if job.job_id.endswith(element))
-    return next(mine, None)
-
-
 def parse_job_id(text: str) -> str:
     """The id in what `sbatch --parsable` prints: ID, or ID;CLUSTER. Raises SubmitError where there is none."""
     lines = text.strip().splitlines()
@@ -105,7 +97,7 @@ def _existing(run: RunFolder, launch: LaunchPlan, spec: JobSpec, before: Submiss
 
 def _living(jobs: Sequence[Job], launch: LaunchPlan, before: Submission | None) -> Job | None:
     """The job that was written down, or one of the run's own name that somebody queued by hand."""
-    known = None if before is None else find_job(jobs, before)
+    known = None if before is None else find_job(by_id(jobs), before)
     mine = (*(() if known is None else (known,)), *named(jobs, job_name(launch.run_id)))
     return next((job for job in mine if not job.is_over), None)
 
