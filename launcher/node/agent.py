@@ -204,7 +204,9 @@ class Agent:
                 ended_by=text,
             )
         )
-        if self._head is None and not self.arguments.is_held:
+        if self._head is not None:
+            self._head.let_go()
+        elif not self.arguments.is_held:
             self._wait_for_head()
         return SubmitError.exit_code
 
@@ -224,11 +226,14 @@ class Agent:
         """An agent that exits with a failure may cost the others their lives. Told to end only now, it does."""
         was_asked = self._requests.first is not None
         until_s = time.monotonic() + HEAD_WAIT_S
-        while not self.run.judged(self.attempt).exists() and time.monotonic() < until_s:
+        while not self._head_has_gone() and time.monotonic() < until_s:
             is_asked = not was_asked and self._requests.first is not None
             if is_asked or superseded_by(self.run, self.attempt) is not None:
                 return
             time.sleep(POLL_S)
+
+    def _head_has_gone(self) -> bool:
+        return self.run.judged(self.attempt).exists() or self.run.refused(self.attempt).exists()
 
 
 def exit_code(run: RunFolder, attempt: int) -> int:

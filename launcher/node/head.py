@@ -110,9 +110,13 @@ class Head:
                 write_state(
                     self.run, status, attempt=self.attempt, exit_code=outcome.exit_code, reason=outcome.first_cause
                 )
+        self.let_go()
+        return outcome
+
+    def let_go(self) -> None:
+        """The head's last word: the agents of the other nodes may exit."""
         with contextlib.suppress(OSError):
             self.run.judged(self.attempt).touch()
-        return outcome
 
     def not_started(self, attempt: int, reason: str, exit_code: int) -> None:
         """Nothing runs, and nobody else would say so. attempt: the last that there was."""
