@@ -43,6 +43,7 @@ def training_arguments(spec: JobSpec, *, output_dir: Path, deepspeed_config: Pat
         "seed": train.seed,
         "data_seed": train.seed,
         "dataloader_num_workers": train.dataloader_workers,
+        "dataloader_multiprocessing_context": "fork" if train.dataloader_workers else None,  # see jobs.stop
         "dataloader_pin_memory": spec.device.kind == "cuda",
         "remove_unused_columns": False,
         "logging_strategy": "steps",

@@ -6,13 +6,12 @@ happens inside the signal handler.
 
 from __future__ import annotations
 
+import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
-T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -43,19 +42,16 @@ class StopRequest:
             self._signal = signal.Signals(number).name
 
 
-def deaf_to_stop_signals(function: Callable[[], T]) -> Callable[[], T]:
-    """The function, such that no process that it starts ever hears of a stop.
+@contextlib.contextmanager
+def stop_signals_held_back() -> Iterator[None]:
+    """No process that is forked within ever hears of a stop; this one does, afterwards.
 
     A scheduler signals all processes of a job, and a rank still needs those that load its data to come to the end of
-    its step; torch would have them die of a TERM from the moment they are forked. What is blocked is inherited as such,
-    and reaches this process once the function has returned.
+    its step; torch would have them die of a TERM from the moment they are forked. What is blocked is inherited as such
+    by a fork, and by no other way to start a process.
     """
-
-    def deaf() -> T:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            return function()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    return deaf
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -18,7 +18,7 @@ from jobs.agree import sum_over_ranks
 from jobs.fence import Fence
 from jobs.phases import Phases
 from jobs.sharding import set_fsdp_precision
-from jobs.stop import deaf_to_stop_signals
+from jobs.stop import stop_signals_held_back
 from launcher.planner.types import Phase
 from launcher.precision import is_deepspeed
 from launcher.runs.layout import RunFolder
@@ -127,16 +127,11 @@ class JobTrainer(Trainer):
     ) -> tuple[list[Any], Any]:
         """The step's micro batches, their rows noted and taken out."""
         self.step_began_s = time.perf_counter()
-        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        with stop_signals_held_back():  # an epoch's first batch forks the processes that load its data
+            batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.step_rows = [row for batch in batches for row in batch.pop(ROW).tolist()]
         self.step_tokens = sum(int(batch.pop(NUM_TOKENS)) for batch in batches)
         return batches, num_items
-
-    def get_train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
-        """The rows of this rank; the processes that load them outlive a signal to all of the job's."""
-        loader = super().get_train_dataloader()
-        loader._get_iterator = deaf_to_stop_signals(loader._get_iterator)  # type: ignore[method-assign]
-        return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:  # type: ignore[type-arg]
         """This rank's share of the held-out rows. All ranks take equally many batches, for each is a collective."""

@@ -15,10 +15,10 @@ from jobs.fence import Superseded
 from jobs.job import Job
 from jobs.journal import Journal
 from jobs.start import Start
-from jobs.stop import StopRequest
+from jobs.stop import STOP_SIGNALS, StopRequest
 from launcher.runs.layout import RunFolder
 from launcher.runs.markers import read_markers
-from launcher.runs.processes import descendants, is_alive, wait_until_gone
+from launcher.runs.processes import PROC, ProcessId, descendants, is_alive, wait_until_gone
 from launcher.runs.records import AttemptStart, write_record
 from launcher.spec import JobSpec
 from tests.forked_ranks import ForkedRanks
@@ -44,19 +44,28 @@ def start(run: RunFolder, spec: JobSpec) -> ForkedRanks:
     return ranks
 
 
+def blocked_signals(process: ProcessId) -> set[int]:
+    text = (PROC / str(process.pid) / "status").read_text()
+    mask = int(text.partition("SigBlk:")[2].split()[0], 16)
+    return {number for number in range(1, signal.NSIG) if mask >> (number - 1) & 1}
+
+
 def accept_another_attempt(run: RunFolder) -> None:
     write_record(
         run.attempt_start(2), AttemptStart(attempt=2, time_s=time.time(), head="elsewhere", port=1, num_nodes=2)
     )
 
 
-def test_a_term_to_every_process_costs_no_step(tiny: Path) -> None:
+def test_a_term_to_every_process_costs_no_step(tiny: Path, tmp_path: Path) -> None:
     """Ranks and the processes that load their data, twice: Slurm's own, and torchrun's that passes it on."""
-    spec = make_spec(tiny / "model", tiny / "data.json", max_steps=MANY_STEPS, dataloader_workers=1)
-    run = write_run(tiny / "signalled", spec)
+    make_alpaca_file(tmp_path / "data.json", num_rows=2_000)  # one epoch, and its processes, outlast the test
+    spec = make_spec(tiny / "model", tmp_path / "data.json", max_steps=MANY_STEPS, dataloader_workers=1)
+    run = write_run(tmp_path / "signalled", spec)
     ranks = start(run, spec)
     everyone = descendants(ranks.pid)
-    assert len(everyone) >= 4, "two ranks, each with a process that loads its data"
+    assert len(everyone) == 4, "two ranks, each with a process that loads its data"
+    loaders = [each for each in everyone if (PROC / str(each.pid) / "comm").read_text() == "pt_data_worker\n"]
+    assert [blocked_signals(each) & set(STOP_SIGNALS) for each in loaders] == [set(STOP_SIGNALS)] * 2
     for _ in range(2):
         for process in everyone:
             os.kill(process.pid, signal.SIGTERM)
