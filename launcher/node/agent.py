@@ -38,7 +38,6 @@ from launcher.node.signals import SCHEDULER_SIGNALS, StopRequests, collect_stop_
 from launcher.render.types import LaunchPlan
 from launcher.runs.attempts import superseded_by
 from launcher.runs.frozen import read_launch_plan
-from launcher.runs.judge import Ending
 from launcher.runs.layout import RunFolder
 from launcher.runs.markers import read_markers
 from launcher.runs.processes import end_processes, processes_of_run
@@ -108,9 +107,11 @@ class Agent:
         is_written = self._write_end(end)
         if not (self._must_not_run or self.arguments.is_held):
             if self._head is not None:
-                self._head.conclude(end, self._ending(ranks, end), ranks.note, lambda: self._is_told_to_end(is_written))
+                self._head.conclude(end, ranks.ending(end), ranks.note, lambda: self._is_told_to_end(is_written))
             elif is_written:
                 self._wait_for_head()
+        if self.leash is not None and self.leash.loss():
+            return JobFailed.exit_code  # whatever the ranks still managed to write: nobody is left to heed it
         return 0 if self.run.refused(self.attempt).exists() else exit_code(self.run, self.attempt)
 
     def _start(self) -> NodeStart:
@@ -173,17 +174,6 @@ class Agent:
         self._has_cleared = True
         end_processes(
             lambda: processes_of_run(self.launch.run_dir, is_of_earlier_attempt(self.attempt)), term_grace_s=0.0
-        )
-
-    def _ending(self, ranks: NodeRun, end: NodeEnd) -> Ending:
-        is_asked = ranks.stop_cause is not None or self.run.stop_file(self.attempt).exists()
-        return Ending(
-            is_asked=is_asked,
-            forced=ranks.ended_by if is_asked and not ranks.has_failed else "",
-            is_abandoned=ranks.is_abandoned,
-            deaths=end.deaths,
-            agent=self.launch.argv[2],
-            agent_exit_code=end.exit_code,
         )
 
     def _not_started(self, text: str) -> int:

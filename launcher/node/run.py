@@ -21,6 +21,7 @@ from launcher.host.cgroup import oom_kills
 from launcher.node.environment import belongs_to
 from launcher.node.ranks import RankWatch
 from launcher.runs.agent_log import failed_places, is_closing
+from launcher.runs.judge import Ending
 from launcher.runs.layout import RunFolder
 from launcher.runs.logs import agent_log
 from launcher.runs.markers import has_failure, has_result, read_node_ends
@@ -36,6 +37,10 @@ TERM_GRACE_S = 5.0
 EXIT_GRACE_S = 2.0
 
 Say = Callable[[str], None]
+
+
+def silent(_text: str) -> None:
+    """Say nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +168,18 @@ class NodeRun:
             deaths=self.watch.deaths(self.agent_text()),
             ended_by=self.ended_by,
             oom_kills=None if before is None or now is None else now - before,
+        )
+
+    def ending(self, end: NodeEnd) -> Ending:
+        """What was seen of the attempt from this node, once its ranks have ended as `end` says."""
+        is_asked = self.stop_cause is not None or self.run.stop_file(self.attempt).exists()
+        return Ending(
+            is_asked=is_asked,
+            forced=self.ended_by if is_asked and not self.has_failed else "",
+            is_abandoned=self.is_abandoned,
+            deaths=end.deaths,
+            agent=self.start.argv[2],
+            agent_exit_code=end.exit_code,
         )
 
     # following

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from launcher.errors import InputError, Problem, SubmitError
+from launcher.errors import SubmitError
 from launcher.operate.queue import SlurmQueue
 from launcher.planner.types import MemoryPlan
 from launcher.render.asked import asked_of_slurm
@@ -21,6 +21,7 @@ from launcher.scheduler.client import Ask, SchedulerRefused, SchedulerSilent, as
 from launcher.scheduler.jobs import Job, cancel_argv
 from launcher.spec import ClusterKind, read_job
 from launcher.targets.cancel import cancel as cancel_here
+from launcher.targets.cancel import not_running, settled
 from launcher.targets.hosts import cancel_hosts
 from launcher.targets.left import unproven
 from launcher.targets.local import STOP_GRACE_S
@@ -81,21 +82,7 @@ def _cancel_hosts(run: RunFolder, grace_s: float) -> Cancelled:
     clean = [each.host for each in left if each.num_found == 0]
     if clean:
         proof = (*proof, f"{', '.join(clean)}: nothing was left")
-    return Cancelled(summary=_settled(run), proof=proof, unproven=unproven(left))
-
-
-def _settled(run: RunFolder) -> RunSummary:
-    """The launcher needs a moment to see that its ranks have ended and to write that down."""
-    end = time.monotonic() + SEEN_S
-    while (summary := summarise(run)).status is Status.RUNNING and time.monotonic() < end:
-        time.sleep(0.1)
-    return summary
-
-
-def not_running(summary: RunSummary) -> InputError:
-    """Nothing is there to be cancelled."""
-    rule = f"is not running: it is {summary.status}"
-    return InputError([Problem(field="run", value=summary.run_id, rule=rule)])
+    return Cancelled(summary=settled(run), proof=proof, unproven=unproven(left))
 
 
 class SlurmCancel:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.spec import content_hash, to_json
+import msgspec
+
+from launcher.spec import JobSpec, content_hash, to_json
 
 NODE_FIELDS = ("{node_rank}", "{head}", "{port}", "{address}", "{is_head}", "{rendezvous}")
 """Stand in argv for: this node's number; where the head node is reached, and the port there; this node's own address;
@@ -29,6 +31,11 @@ class LaunchPlan:
     env: dict[str, str]
     files: dict[str, str]
     submit: tuple[str, ...] = ()
+
+    @property
+    def job(self) -> JobSpec:
+        """The job, as its ranks read it."""
+        return msgspec.json.decode(self.files["job.json"], type=JobSpec)
 
     @property
     def hash(self) -> str:

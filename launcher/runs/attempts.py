@@ -6,6 +6,7 @@ elsewhere. They must leave checkpoints and results alone from the moment that a 
 
 from __future__ import annotations
 
+from launcher.errors import InputError, Problem
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import AttemptStart, read_record
 
@@ -37,6 +38,14 @@ def superseded_by(run: RunFolder, attempt: int) -> int | None:
 def finished_by(run: RunFolder) -> int | None:
     """The attempt that did all the work; None while there is none."""
     return next((number for number in attempt_numbers(run) if run.finished(number).exists()), None)
+
+
+def refuse_if_finished(run: RunFolder) -> None:
+    """Raise InputError for a run that is finished: it is not started again."""
+    attempt = last_attempt(run)
+    if attempt and run.finished(attempt).exists():
+        way_out = f"its result is in {run.result}; launch anew"
+        raise InputError([Problem(field="run", value=run.root.name, rule="is finished", way_out=way_out)])
 
 
 def accepted_attempts(run: RunFolder, *, submission: int | None) -> tuple[AttemptStart, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from launcher.runs.layout import RunFolder
 from launcher.runs.outcome import Metrics
 from launcher.runs.records import EvalMetrics, Event, TrainMetrics
 
@@ -37,6 +38,20 @@ class LineTail:
         complete = chunk[: chunk.rfind(b"\n") + 1]
         self._offset += len(complete)
         return complete.splitlines()
+
+
+class RunTail:
+    """What a run's ranks and launchers write from now on."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._events = LineTail.from_end(run.events)
+        self._metrics = LineTail.from_end(run.metrics)
+
+    def read(self) -> tuple[list[Event], list[Metrics]]:
+        """The events and the metrics that came in since it was last asked."""
+        events = [event for line in self._events.read() if (event := decode_event(line)) is not None]
+        metrics = [record for line in self._metrics.read() if (record := decode_metrics(line)) is not None]
+        return events, metrics
 
 
 def decode_event(line: bytes) -> Event | None:

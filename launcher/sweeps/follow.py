@@ -10,14 +10,14 @@ from rich.console import Console
 
 from launcher.errors import Interrupted
 from launcher.node.signals import collect_stop_requests
-from launcher.report.sweep_progress import Row, SweepProgress
+from launcher.report.sweep_progress import SweepProgress
 from launcher.report.sweep_table import CellResult
 from launcher.report.sweeps import Standing
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import Status
 from launcher.runs.status import Queue
 from launcher.runs.sweeps import SweepFolder, read_sweep
-from launcher.runs.tail import LineTail, decode_event, decode_metrics
+from launcher.runs.tail import RunTail
 from launcher.sweeps.cells import PlannedCell
 from launcher.sweeps.outcomes import outcome_of
 from launcher.sweeps.standing import ENDED, standings
@@ -49,7 +49,7 @@ class Follower:
         self._clock = clock
         self._unknown_since: dict[int, float] = {}
         self._tails = {
-            number: _Tail(RunFolder(cells[index].prepared.runs_dir / cells[index].run_id))
+            number: RunTail(RunFolder(cells[index].prepared.runs_dir / cells[index].run_id))
             for number, index in self._numbers.items()
         }
 
@@ -65,7 +65,8 @@ class Follower:
     def _take(self, index: int, standing: Standing) -> None:
         number, row = standing.cell.number, self._progress.rows[index]
         assert standing.summary is not None, "what was submitted has a run folder"
-        self._tails[number].feed(row)
+        events, metrics = self._tails[number].read()
+        row.update(events=events, metrics=metrics)
         if standing.status is Status.RUNNING and row.started_at_s is None:
             self._progress.started(index, f" as job {standing.summary.job_id}")
         if standing.status in ENDED or self._is_given_up(number, standing):
@@ -77,20 +78,6 @@ class Follower:
             self._unknown_since.pop(number, None)
             return False
         return self._clock() - self._unknown_since.setdefault(number, self._clock()) > UNKNOWN_S
-
-
-class _Tail:
-    """What a run's ranks write, as it comes."""
-
-    def __init__(self, run: RunFolder) -> None:
-        self._events = LineTail.from_end(run.events)
-        self._metrics = LineTail.from_end(run.metrics)
-
-    def feed(self, row: Row) -> None:
-        row.update(
-            events=[event for line in self._events.read() if (event := decode_event(line)) is not None],
-            metrics=[item for line in self._metrics.read() if (item := decode_metrics(line)) is not None],
-        )
 
 
 def follow_cells(folder: SweepFolder, cells: Sequence[PlannedCell], queue: Queue, console: Console) -> list[CellResult]:

@@ -27,8 +27,9 @@ from launcher.sweeps.local import LocalCell, frozen_cell, new_cell, room_of, run
 from launcher.sweeps.slots import Room
 from launcher.sweeps.slurm import check_arrays, send_all
 from launcher.sweeps.standing import standings
-from launcher.sweeps.submit import adopt, next_submission
+from launcher.sweeps.submit import adopt
 from launcher.targets.folder import write_run_folder
+from launcher.targets.slurm import next_submission
 from launcher.workflow import Prepared, prepare
 
 FAILED = (Status.FAILED, Status.RENDERED)
@@ -93,7 +94,8 @@ def _element(folder: SweepFolder, cell: Cell) -> Element:
         prepared = _prepare_anew(cell, detect_host())
         write_run_folder(frozen(prepared, run_id=cell.run_id), now_s=time.time())
         plan = prepared.plan
-    return Element(number=cell.number, run=run, plan=plan, submission=next_submission(run))
+    number = next_submission(run, read_submission(run))
+    return Element(number=cell.number, run=run, plan=plan, submission=number)
 
 
 def _prepare_anew(cell: Cell, host: Host) -> Prepared:

@@ -20,7 +20,7 @@ from launcher.scheduler.environment import job_environment
 from launcher.scheduler.jobs import my_jobs, named
 from launcher.sweeps.arrays import SweepArray, array_name
 from launcher.targets.site import with_meaning
-from launcher.targets.slurm import SETTLE_S, parse_job_id
+from launcher.targets.slurm import SETTLE_S, parse_job_id, take_back
 
 
 def write_array(folder: SweepFolder, number: int, array: SweepArray, script: str) -> None:
@@ -71,7 +71,7 @@ def send_array(
     except SchedulerRefused as refused:
         folder.array(number).unlink()
         for element, record in zip(array.elements, before, strict=True):
-            _take_back(element.run, record)
+            take_back(element.run, record)
         raise SubmitError(f"Slurm refuses an array of the sweep: {with_meaning(str(refused))}") from None
     except SchedulerSilent as silent:
         name = folder.root.name
@@ -117,20 +117,3 @@ def _settle(folder: SweepFolder, sent: ArraySubmission, runs: Mapping[int, RunFo
             job_id = f"{sent.job_id}_{task}"
             write_record(runs[number].submission, dataclasses.replace(newest, job_id=job_id))
     write_record(folder.array(sent.number), sent)
-
-
-def _take_back(run: RunFolder, before: Submission | None) -> None:
-    """Slurm has said no: there is no job to look for."""
-    if before is None:
-        run.submission.unlink(missing_ok=True)
-    else:
-        write_record(run.submission, before)
-
-
-def next_submission(run: RunFolder) -> int:
-    """The number of a run's next submission: the same where it is not known whether a job has it, unless one has."""
-    before = read_record(run.submission, Submission)
-    if before is None:
-        return 1
-    was_used = before.job_id is not None or run.job_claim(before.number).exists()
-    return before.number + 1 if was_used else before.number

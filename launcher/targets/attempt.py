@@ -7,21 +7,18 @@ import os
 import socket
 import time
 
-import msgspec
-
 from launcher.errors import SubmitError
 from launcher.node.environment import rank_environment
 from launcher.node.run import NodeRun, NodeStart, Say
 from launcher.node.signals import StopRequests
 from launcher.render.types import LaunchPlan
-from launcher.runs.judge import Ending, judge
+from launcher.runs.judge import judge
 from launcher.runs.layout import RunFolder
 from launcher.runs.logs import any_rank_started, log_tail
 from launcher.runs.outcome import Observer, Outcome
 from launcher.runs.records import AttemptStart, NodeEnd, Status, write_record
 from launcher.runs.state import write_state
-from launcher.runs.tail import LineTail, decode_event, decode_metrics
-from launcher.spec import JobSpec
+from launcher.targets.observed import Observed
 
 
 class Attempt:
@@ -45,15 +42,12 @@ class Attempt:
         self.launch = launch
         self.number = number
         self._requests = requests
-        self._observer = observer
-        self._events = LineTail.from_end(run.events)
-        self._metrics = LineTail.from_end(run.metrics)
         start = NodeStart(
             run=run,
             run_dir=launch.run_dir,
             attempt=number,
             node=0,
-            num_ranks=_num_ranks(launch),
+            num_ranks=launch.job.gpus_per_node,
             num_nodes=1,
             argv=launch.argv,
             env=rank_environment(launch, os.environ, attempt=number),
@@ -61,6 +55,7 @@ class Attempt:
             hint="; once more ends them at once",
         )
         self._ranks = NodeRun(start, source="launcher", say=say, look_too=self._look)
+        self._observed = Observed(run, observer, self._ranks.note)
 
     def run_to_its_end(self) -> Outcome:
         """Start, follow and end; whatever happens on the way, no process of the run is left."""
@@ -84,36 +79,17 @@ class Attempt:
         return SubmitError(f"run {self.launch.run_id} could not be started: {text}")
 
     def _look(self) -> None:
-        self._observe()
+        self._observed.look()
         if self._requests.first is not None:
             self._ranks.ask_to_stop(self._requests.first.name)
         if self._requests.is_forced:
             self._ranks.end_now("the user asked again")
 
-    def _observe(self) -> None:
-        events = [event for line in self._events.read() if (event := decode_event(line)) is not None]
-        metrics = [record for line in self._metrics.read() if (record := decode_metrics(line)) is not None]
-        if self._observer is None:
-            return
-        try:
-            self._observer.update(events=events, metrics=metrics)
-        except Exception as error:  # noqa: BLE001  a progress bar, or its closed terminal, must not cost a training
-            self._observer = None
-            self._ranks.note("progress is no longer shown", repr(error))
-
     def _conclude(self, end: NodeEnd) -> Outcome:
         ranks = self._ranks
-        is_asked = ranks.stop_cause is not None or self.run.stop_file(self.number).exists()
-        if not (is_asked or ranks.has_result or any_rank_started(self.run, self.number)):
+        ending = ranks.ending(end)
+        if not (ending.is_asked or ranks.has_result or any_rank_started(self.run, self.number)):
             raise self._not_started("\n".join(log_tail(self.run, self.number, None)) or "no rank was started")
-        ending = Ending(
-            is_asked=is_asked,
-            forced=ranks.ended_by if is_asked and not ranks.has_failed else "",
-            is_abandoned=ranks.is_abandoned,
-            deaths=end.deaths,
-            agent=self.launch.argv[2],
-            agent_exit_code=end.exit_code,
-        )
         with contextlib.suppress(OSError):
             write_record(self.run.node_end(self.number, 0), end)
         outcome = judge(self.run, self.number, ending)
@@ -132,8 +108,3 @@ class Attempt:
             )
         except OSError as error:
             self._ranks.say(f"{self.run.state} could not be written: {error.strerror or error}")
-
-
-def _num_ranks(launch: LaunchPlan) -> int:
-    """Ranks on this host, from the job in the plan."""
-    return msgspec.json.decode(launch.files["job.json"], type=JobSpec).gpus_per_node

@@ -31,17 +31,15 @@ def cancel(run: RunFolder, *, grace_s: float = STOP_GRACE_S) -> RunSummary:
 
     before = summarise(run)
     if not find() and before.status is not Status.RUNNING:
-        raise InputError(
-            [Problem(field="run", value=before.run_id, rule=f"is not running: it is {before.status}", way_out="")]
-        )
+        raise not_running(before)
     attempt = last_attempt(run)
     ask_to_stop(run, attempt, CANCEL)
     if wait_until_gone(find, timeout_s=grace_s if run.started(attempt).exists() else 0.0):
         end_processes(find, term_grace_s=TERM_GRACE_S)
-    return _settled(run)
+    return settled(run)
 
 
-def _settled(run: RunFolder) -> RunSummary:
+def settled(run: RunFolder) -> RunSummary:
     """The launcher needs a moment to see that its ranks have ended and to write that down."""
     end = time.monotonic() + SETTLE_S
     summary = summarise(run)
@@ -49,3 +47,9 @@ def _settled(run: RunFolder) -> RunSummary:
         time.sleep(0.1)
         summary = summarise(run)
     return summary
+
+
+def not_running(summary: RunSummary) -> InputError:
+    """Nothing is there to be cancelled."""
+    rule = f"is not running: it is {summary.status}"
+    return InputError([Problem(field="run", value=summary.run_id, rule=rule)])

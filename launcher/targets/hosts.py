@@ -17,10 +17,10 @@ from collections.abc import Mapping
 import msgspec
 
 from launcher.errors import InputError, Interrupted, Problem
-from launcher.node.run import Say
+from launcher.node.run import Say, silent
 from launcher.node.signals import StopRequests, collect_stop_requests
 from launcher.render.types import LaunchPlan
-from launcher.runs.attempts import last_attempt, next_attempt
+from launcher.runs.attempts import last_attempt, next_attempt, refuse_if_finished
 from launcher.runs.frozen import read_launch_plan
 from launcher.runs.layout import RunFolder
 from launcher.runs.lock import hold_lock
@@ -32,7 +32,7 @@ from launcher.spec import HostSlots, JobSpec, Program
 from launcher.targets.agents import Agents
 from launcher.targets.hosts_attempt import HostsAttempt
 from launcher.targets.left import Left, end_on_hosts, write_ended
-from launcher.targets.local import STOP_GRACE_S, refuse_if_finished
+from launcher.targets.local import STOP_GRACE_S
 from launcher.targets.pdsh import Pdsh, is_harmless
 from launcher.targets.preflight import Ready, check_hosts
 
@@ -41,15 +41,11 @@ MOST_ENVIRONMENT_BYTES = 32 * 1024
 CANCEL_POLL_S = 0.5
 
 
-def _silent(_text: str) -> None:
-    """Say nothing."""
-
-
 def start_attempt(
     run: RunFolder,
     *,
     observer: Observer | None = None,
-    say: Say = _silent,
+    say: Say = silent,
     stop_grace_s: float = STOP_GRACE_S,
     requests: StopRequests | None = None,
 ) -> Outcome:
@@ -60,11 +56,11 @@ def start_attempt(
     plan changed, when it is running already, when a host cannot take part, or when nothing could be started.
     """
     launch = read_launch_plan(run)
-    spec = job_of(launch)
+    spec = launch.job
     environment = passed_on(spec, os.environ)
     heard = collect_stop_requests() if requests is None else contextlib.nullcontext(requests)
     with heard as requests, hold_lock(run.lock, what=f"run {launch.run_id}"):
-        refuse_if_finished(run, last_attempt(run))
+        refuse_if_finished(run)
         number = next_attempt(run)
         ready = check_hosts(run, spec, python=launch.argv[0], is_stopped=lambda: requests.first is not None)
         for warning in ready.warnings:
@@ -99,16 +95,11 @@ def cancel_hosts(run: RunFolder, *, grace_s: float = STOP_GRACE_S) -> tuple[Left
         end = time.monotonic() + (grace_s if run.started(attempt).exists() else 0.0)
         while _seems_running(run, attempt) and time.monotonic() < end:
             time.sleep(CANCEL_POLL_S)
-    left = end_on_hosts(run, hosts_of(job_of(launch)), python=launch.argv[0])
+    left = end_on_hosts(run, hosts_of(launch.job), python=launch.argv[0])
     for node, each in enumerate(left):
         if attempt and each.num_found is not None:
             write_ended(run, attempt, node, each.host)
     return left
-
-
-def job_of(launch: LaunchPlan) -> JobSpec:
-    """The job in the plan."""
-    return msgspec.json.decode(launch.files["job.json"], type=JobSpec)
 
 
 def hosts_of(spec: JobSpec) -> tuple[HostSlots, ...]:

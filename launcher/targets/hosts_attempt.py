@@ -19,10 +19,10 @@ from launcher.runs.outcome import Observer, Outcome
 from launcher.runs.records import Event, NodeEnd, Status, append_record, read_record
 from launcher.runs.state import write_state
 from launcher.runs.stopping import ask_to_stop
-from launcher.runs.tail import LineTail, decode_event, decode_metrics
 from launcher.spec import HostSlots
 from launcher.targets.left import end_on_hosts, unproven
 from launcher.targets.lost import Lost, write_lost
+from launcher.targets.observed import Observed
 
 POLL_S = 0.2
 A_RANK = "a rank failed"
@@ -70,11 +70,9 @@ class HostsAttempt:
         self._requests = requests
         self._ranks = ranks
         self._hosts = hosts
-        self._observer = observer
         self._say_to_user = say
         self._stop_grace_s = stop_grace_s
-        self._events = LineTail.from_end(run.events)
-        self._metrics = LineTail.from_end(run.metrics)
+        self._observed = Observed(run, observer, self._note)
         self._started_at_s = time.time()
         self._deadline_s: float | None = None
         self._why = ""
@@ -96,14 +94,14 @@ class HostsAttempt:
             raise self._not_started(f"{error.filename or self.run.root}: {error.strerror or error}") from error
         finally:
             self._leave_nothing()
-        self._observe()
+        self._observed.look()
         return self._conclude()
 
     # following
 
     def _follow(self) -> None:
         while not self._ranks.are_over:
-            self._observe()
+            self._observed.look()
             self._ranks.look()
             self._heed_the_user()
             self._heed_markers()
@@ -113,17 +111,6 @@ class HostsAttempt:
                 return
             time.sleep(POLL_S)
         self._ranks.look()
-
-    def _observe(self) -> None:
-        events = [event for line in self._events.read() if (event := decode_event(line)) is not None]
-        metrics = [record for line in self._metrics.read() if (record := decode_metrics(line)) is not None]
-        if self._observer is None:
-            return
-        try:
-            self._observer.update(events=events, metrics=metrics)
-        except Exception as error:  # noqa: BLE001  a progress bar, or its closed terminal, must not cost a training
-            self._observer = None
-            self._note("progress is no longer shown", repr(error))
 
     def _heed_the_user(self) -> None:
         if self._requests.first is not None and not self._is_stop_asked:

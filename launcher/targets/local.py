@@ -9,18 +9,17 @@ from __future__ import annotations
 import contextlib
 import time
 
-from launcher.errors import InputError, Interrupted, Problem, SubmitError
-from launcher.node.run import Say
+from launcher.errors import Interrupted, SubmitError
+from launcher.node.run import Say, silent
 from launcher.node.signals import StopRequests, collect_stop_requests
 from launcher.render.types import LaunchPlan
-from launcher.runs.attempts import last_attempt, next_attempt
+from launcher.runs.attempts import next_attempt, refuse_if_finished
 from launcher.runs.frozen import read_launch_plan
 from launcher.runs.layout import RunFolder
 from launcher.runs.lock import hold_lock
 from launcher.runs.outcome import Observer, Outcome
 from launcher.runs.processes import processes_of_run, wait_until_gone
 from launcher.targets.attempt import Attempt
-from launcher.targets.folder import write_run_folder
 from launcher.targets.ports import port_is_free
 
 STOP_GRACE_S = 120.0
@@ -28,31 +27,11 @@ LEFTOVER_WAIT_S = 10.0
 PORT_WAIT_S = 5.0
 
 
-def _silent(_text: str) -> None:
-    """Say nothing."""
-
-
-def start_and_follow(
-    launch: LaunchPlan,
-    *,
-    observer: Observer | None = None,
-    say: Say = _silent,
-    stop_grace_s: float = STOP_GRACE_S,
-    requests: StopRequests | None = None,
-) -> Outcome:
-    """Write the run folder, start the job and follow it to its end.
-
-    say takes a line for the user now and then. Raises SubmitError when nothing could be started.
-    """
-    run = write_run_folder(launch, now_s=time.time())
-    return start_attempt(run, observer=observer, say=say, stop_grace_s=stop_grace_s, requests=requests)
-
-
 def start_attempt(
     run: RunFolder,
     *,
     observer: Observer | None = None,
-    say: Say = _silent,
+    say: Say = silent,
     stop_grace_s: float = STOP_GRACE_S,
     requests: StopRequests | None = None,
 ) -> Outcome:
@@ -66,22 +45,13 @@ def start_attempt(
     heard = collect_stop_requests() if requests is None else contextlib.nullcontext(requests)
     with heard as requests, hold_lock(run.lock, what=f"run {launch.run_id}"):
         number = next_attempt(run)
-        refuse_if_finished(run, last_attempt(run))
+        refuse_if_finished(run)
         _refuse_if_still_running(launch)
         _refuse_if_port_taken(launch)
         if requests.first is not None:
             raise Interrupted("stopped before anything was started")
         attempt = Attempt(run, launch, number, requests, observer=observer, say=say, stop_grace_s=stop_grace_s)
         return attempt.run_to_its_end()
-
-
-def refuse_if_finished(run: RunFolder, number: int) -> None:
-    """A run that is finished is not started again."""
-    if number and run.finished(number).exists():
-        problem = Problem(
-            field="run", value=run.root.name, rule="is finished", way_out=f"its result is in {run.result}; launch anew"
-        )
-        raise InputError([problem])
 
 
 def _refuse_if_still_running(launch: LaunchPlan) -> None:

@@ -112,9 +112,7 @@ class Pdsh:
             with contextlib.suppress(OSError):
                 self._renew()
         for host in BROKEN.findall(self._text()):
-            node = next(
-                (n for n, each in enumerate(self._hosts) if host in (each.host, each.host.rpartition("@")[2])), None
-            )
+            node = self._node_of(host)
             if node is not None and all(lost.node != node for lost in self.lost):
                 lost = Lost(node=node, host=self._hosts[node].host, time_s=time.time(), why="its ssh connection broke")
                 self.lost.append(lost)

@@ -12,12 +12,10 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
-from launcher.errors import InputError, Problem, SubmitError
+from launcher.errors import SubmitError
 from launcher.render.sbatch import job_name
 from launcher.render.types import LaunchPlan
-from launcher.runs.attempts import last_attempt
+from launcher.runs.attempts import last_attempt, refuse_if_finished
 from launcher.runs.frozen import read_launch_plan
 from launcher.runs.layout import RunFolder
 from launcher.runs.lock import hold_lock
@@ -49,9 +47,9 @@ def submit_run(run: RunFolder, environ: Mapping[str, str], *, timeout_s: float =
     SchedulerSilent, when Slurm does not answer: then it may be queued all the same, and trying again is safe.
     """
     launch = read_launch_plan(run)
-    spec = msgspec.json.decode(launch.files[run.job.name], type=JobSpec)
+    spec = launch.job
     with hold_lock(run.lock, what=f"run {launch.run_id}"):
-        _refuse_if_finished(run)
+        refuse_if_finished(run)
         before = read_record(run.submission, Submission)
         try:
             found = _existing(run, launch, spec, before)
@@ -70,13 +68,6 @@ def parse_job_id(text: str) -> str:
     if not job_id.isdecimal():
         raise SubmitError(f"sbatch names no job, but says: {text.strip() or 'nothing'}")
     return job_id
-
-
-def _refuse_if_finished(run: RunFolder) -> None:
-    attempt = last_attempt(run)
-    if attempt and run.finished(attempt).exists():
-        way_out = f"its result is in {run.result}; launch anew"
-        raise InputError([Problem(field="run", value=run.root.name, rule="is finished", way_out=way_out)])
 
 
 def _existing(run: RunFolder, launch: LaunchPlan, spec: JobSpec, before: Submission | None) -> Submission | None:
@@ -111,7 +102,7 @@ def _send(
     timeout_s: float,
 ) -> Submission:
     asked = Submission(
-        number=_next_number(run, before),
+        number=next_submission(run, before),
         cluster=spec.cluster.name,
         job_name=job_name(launch.run_id),
         time_s=time.time(),
@@ -127,7 +118,7 @@ def _send(
             timeout_s=timeout_s,
         )
     except SchedulerRefused as refused:
-        _take_back(run, before)
+        take_back(run, before)
         reason = with_meaning(str(refused))
         write_state(run, Status.FAILED, attempt=attempt, exit_code=SubmitError.exit_code, reason=f"Slurm: {reason}")
         raise SubmitError(f"Slurm refuses run {launch.run_id}: {reason}") from None
@@ -141,7 +132,7 @@ def _send(
     return sent
 
 
-def _next_number(run: RunFolder, before: Submission | None) -> int:
+def next_submission(run: RunFolder, before: Submission | None) -> int:
     """The same number where it is not known whether a job has it, unless one has had it since."""
     if before is None:
         return 1
@@ -149,7 +140,7 @@ def _next_number(run: RunFolder, before: Submission | None) -> int:
     return before.number + 1 if was_used else before.number
 
 
-def _take_back(run: RunFolder, before: Submission | None) -> None:
+def take_back(run: RunFolder, before: Submission | None) -> None:
     """Slurm has said no: there is no job to look for."""
     if before is None:
         run.submission.unlink(missing_ok=True)

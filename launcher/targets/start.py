@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from launcher.node.run import Say
+from launcher.node.run import Say, silent
 from launcher.node.signals import StopRequests
 from launcher.render.types import LaunchPlan
 from launcher.runs.layout import RunFolder
@@ -15,15 +15,11 @@ from launcher.targets.folder import write_run_folder
 from launcher.targets.local import STOP_GRACE_S
 
 
-def _silent(_text: str) -> None:
-    """Say nothing."""
-
-
 def start_and_follow(
     launch: LaunchPlan,
     *,
     observer: Observer | None = None,
-    say: Say = _silent,
+    say: Say = silent,
     stop_grace_s: float = STOP_GRACE_S,
     requests: StopRequests | None = None,
 ) -> Outcome:
@@ -39,7 +35,7 @@ def start_attempt(
     run: RunFolder,
     *,
     observer: Observer | None = None,
-    say: Say = _silent,
+    say: Say = silent,
     stop_grace_s: float = STOP_GRACE_S,
     requests: StopRequests | None = None,
 ) -> Outcome:

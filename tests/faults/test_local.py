@@ -23,7 +23,8 @@ from launcher.runs.tail import read_events, read_metrics
 from launcher.spec import Program
 from launcher.targets.cancel import cancel
 from launcher.targets.folder import write_run_folder
-from launcher.targets.local import start_and_follow, start_attempt
+from launcher.targets.local import start_attempt
+from launcher.targets.start import start_and_follow
 from tests.faults.harness import (
     assert_no_half_written_file,
     assert_nothing_left,
