@@ -22,7 +22,8 @@ from launcher.planner.types import MemoryPlan
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import read_record, write_atomically
 from launcher.spec import HostSlots, JobSpec
-from launcher.targets.probe import Probed, answer_path, code_hash, versions
+from launcher.targets.facts import code_hash, differences, unfit_gpus, versions
+from launcher.targets.probe import Probed, answer_path
 from launcher.targets.ssh import EXIT_SSH, Answer, ask_hosts
 from launcher.units import format_bytes
 
@@ -30,8 +31,6 @@ PROBE_TIMEOUT_S = 60.0
 # Ranks of a launcher that was killed need a moment to notice.
 LEFTOVER_WAIT_S = 10.0
 SHARED_WAIT_S = 5.0
-# The driver's total differs a little between hosts with the same card.
-MEMORY_TOLERANCE = 0.02
 
 SAME_ENVIRONMENT = "the same environment must be at the same path on every host"
 SSH_WAYS_OUT = (
@@ -143,8 +142,8 @@ def _unfit(found: Probed, spec: JobSpec, here: Here, *, head: str, is_head: bool
         yield f"does not see the files that this host writes to {here.run_dir}", shared
     elif not found.can_write:
         yield f"cannot write to {here.run_dir}, or not so that this host sees it", shared
-    if differences := _differences(found.versions, here.versions):
-        yield f"has other versions than this host: {differences}", "install the same ones on every host"
+    if others := differences(found.versions, here.versions):
+        yield f"has other versions than this host: {others}", "install the same ones on every host"
     elif found.code_hash != here.code_hash:
         yield (
             f"runs other code of fitlaunch than this host ({found.code_hash[:12]}, here {here.code_hash[:12]})",
@@ -157,31 +156,9 @@ def _unfit(found: Probed, spec: JobSpec, here: Here, *, head: str, is_head: bool
     elif found.heads_address.startswith("127.") and not is_head:
         yield f"takes {head}, the head of the run, for itself ({found.heads_address})", "use its name on the network"
     if spec.device.kind == "cuda":
-        yield from _unfit_gpus(found, spec)
+        yield from unfit_gpus(found, spec.device, spec.gpus_per_node)
     if found.num_left:
         yield f"still has {found.num_left} processes of this run", "wait a moment, or fitlaunch cancel the run"
-
-
-def _unfit_gpus(found: Probed, spec: JobSpec) -> Iterator[tuple[str, str]]:
-    if found.num_gpus < spec.gpus_per_node:
-        problem = f" ({found.gpu_problem})" if found.gpu_problem else ""
-        yield (
-            f"has {found.num_gpus} GPUs, and the job takes {spec.gpus_per_node}{problem}",
-            "use fewer gpus, or leave it out",
-        )
-    planned, there = spec.device.memory_bytes, found.gpu_bytes
-    if planned is not None and there is not None and there < planned * (1 - MEMORY_TOLERANCE):
-        names = ", ".join(sorted(set(found.gpu_names)))
-        yield (
-            f"has GPUs of {format_bytes(there)} ({names}), and the plan is for {spec.device.name} with "
-            f"{format_bytes(planned)}",
-            "plan for the smallest card: device=NAME",
-        )
-
-
-def _differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
-    names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
-    return ", ".join(f"{name} {there.get(name, 'missing')} (here {here.get(name, 'missing')})" for name in names)
 
 
 def _warnings(hosts: Sequence[HostSlots], probed: Sequence[Probed], spec: JobSpec, needed_bytes: int) -> Iterator[str]:

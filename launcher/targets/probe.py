@@ -8,28 +8,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import os
-import platform
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import launcher
 from launcher.host import Host, detect_host
 from launcher.node.address import interface_of, node_address
 from launcher.runs.processes import processes_of_run
 from launcher.runs.records import write_exclusively
 from launcher.spec import to_json
+from launcher.targets.facts import HostFacts, host_facts
 from launcher.targets.ports import choose_port
 
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "bitsandbytes", "datasets", "safetensors")
-CODE = ("launcher", "jobs")
 # A file server may tell of a new file late.
 SHARED_WAIT_S = 5.0
 # A GPU on which others hold more than this is in use; a display server and NVML's own share are less.
@@ -37,7 +32,7 @@ IN_USE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probed:
+class Probed(HostFacts):
     """What a host said.
 
     nonce: the text of the file asked for, None where it is not there. address, interface: on the way to the head; the
@@ -47,49 +42,15 @@ class Probed:
     """
 
     hostname: str
-    versions: dict[str, str]
-    code_hash: str
     nonce: str | None
     can_write: bool
-    missing_paths: tuple[str, ...]
     address: str
     interface: str | None
     own_name_is_loopback: bool
     heads_address: str
-    num_cores: int
-    ram_available_bytes: int
-    num_gpus: int
     num_gpus_in_use: int
-    gpu_names: tuple[str, ...]
-    gpu_bytes: int | None
-    gpu_problem: str | None
     num_left: int
     port: int | None
-
-
-def versions() -> dict[str, str]:
-    """Everything that must be the same on every host: fitlaunch, Python, and the packages that train."""
-    found = {"fitlaunch": launcher.__version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def code_hash() -> str:
-    """sha256 over the sources of launcher/ and jobs/: their names and contents."""
-    root = Path(launcher.__file__).parents[1]
-    digest = hashlib.sha256()
-    for path in sorted(_sources(root)):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
-def _sources(root: Path) -> Iterator[Path]:
-    for folder in CODE:
-        yield from (root / folder).rglob("*.py")
 
 
 def main(words: Sequence[str]) -> None:
@@ -99,23 +60,15 @@ def main(words: Sequence[str]) -> None:
     host = detect_host()
     address, interface = _way(options.toward)
     probed = Probed(
+        **asdict(host_facts(host, options.path)),
         hostname=host.hostname,
-        versions=versions(),
-        code_hash=code_hash(),
         nonce=nonce,
         can_write=nonce is not None and _answer_beside(options.nonce, options.node_rank),
-        missing_paths=tuple(path for path in options.path if not Path(path).exists()),
         address=address,
         interface=interface,
         own_name_is_loopback=_resolve(host.hostname).startswith("127."),
         heads_address=_resolve(options.head),
-        num_cores=host.num_cores,
-        ram_available_bytes=host.ram_available_bytes,
-        num_gpus=host.num_gpus,
         num_gpus_in_use=_gpus_in_use(host),
-        gpu_names=host.gpu_names,
-        gpu_bytes=None if host.gpu is None else host.gpu.memory_bytes,
-        gpu_problem=host.gpu_problem,
         num_left=len(processes_of_run(options.run_dir)),
         port=choose_port(options.port_seed) if options.port_seed else None,
     )

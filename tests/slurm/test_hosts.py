@@ -15,8 +15,8 @@ import pytest
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import NodeEnd, Status, Stopped, read_record
 from launcher.spec import HostSlots, Program
+from launcher.targets.facts import code_hash
 from launcher.targets.hosts import cancel_hosts
-from launcher.targets.probe import code_hash
 from slurm.bed import Bed
 from tests.slurm.harness import ROOT
 from tests.slurm.several import assert_nothing_left, following, left_on, still_run

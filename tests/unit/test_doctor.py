@@ -90,11 +90,11 @@ def test_nothing_is_wrong() -> None:
         ),
         (
             {"num_gpus": 7, "gpu_problem": "GPU is lost"},
-            "shows 7 GPUs, and the job takes 8 (GPU is lost)",
+            "has 7 GPUs, and the job takes 8 (GPU is lost)",
         ),
         (
             {"gpu_bytes": 16 * GIB, "gpu_names": ("RTX 4080",) * 8},
-            "has GPUs of 16.00 GiB (RTX 4080), and the plan is for rtx4090",
+            "has GPUs of 16.00 GiB (RTX 4080), and the plan is for rtx4090 with 24.00 GiB",
         ),
     ],
 )

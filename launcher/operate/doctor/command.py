@@ -20,7 +20,7 @@ from launcher.planner.calibration import load_constants
 from launcher.planner.plan import make_plan
 from launcher.planner.types import MemoryPlan
 from launcher.spec import ClusterKind
-from launcher.targets.probe import code_hash, versions
+from launcher.targets.facts import code_hash, versions
 from launcher.targets.space import disk_need
 
 # Nobody trains: a batch that is a multiple of nearly any number of ranks, and takes as little memory as one can.

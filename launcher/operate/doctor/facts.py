@@ -6,12 +6,13 @@ import os
 import shutil
 import socket
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from launcher.host import detect_host
 from launcher.node.address import interface_of, node_address
 from launcher.operate.doctor.types import NodeReport
-from launcher.targets.probe import code_hash, versions
+from launcher.targets.facts import host_facts
 
 SHM = Path("/dev/shm")  # noqa: S108  it is looked at, not written to
 
@@ -20,31 +21,22 @@ def gather(
     *, node_rank: int, folder: Path, nonce: str, head: str, interface: str | None, paths: Sequence[str], port: int
 ) -> NodeReport:
     """This node's report. nonce: what the launcher wrote into the folder. head: the first node's name."""
-    host = detect_host()
     address, problem = _address(head, interface)
     sees_folder = _read(folder / "nonce") == nonce
     shm_total, shm_free = _space(SHM)
     return NodeReport(
+        **asdict(host_facts(detect_host(), paths)),
         node_rank=node_rank,
         host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-        versions=versions(),
-        code_hash=code_hash(),
         sees_folder=sees_folder,
         can_write=sees_folder and _write(folder / f"seen-{node_rank}"),
-        missing_paths=tuple(path for path in paths if not Path(path).exists()),
         address=address,
         interface=interface_of(address),
         network_problem=problem,
         port=port,
-        ram_available_bytes=host.ram_available_bytes,
         disk_free_bytes=_space(folder)[1] if sees_folder else None,
         shm_total_bytes=shm_total,
         shm_free_bytes=shm_free,
-        num_cores=host.num_cores,
-        num_gpus=host.num_gpus,
-        gpu_names=host.gpu_names,
-        gpu_bytes=None if host.gpu is None else host.gpu.memory_bytes,
-        gpu_problem=host.gpu_problem,
     )
 
 

@@ -9,6 +9,7 @@ from launcher.operate.doctor.types import Answers, Finding, NodeReport, RanksEnd
 from launcher.runs.diagnosis.signs import recognise_log
 from launcher.runs.diagnosis.types import VICTIMS, Kind
 from launcher.spec import DeviceSpec
+from launcher.targets.facts import differences, unfit_gpus
 from launcher.units import MIB, format_bytes
 
 # NCCL makes a segment of 9.6 MB for each neighbour of a rank (NCCL 2.21: 'segment /dev/shm/nccl-... (size 9637888)'),
@@ -18,8 +19,6 @@ NUM_NEIGHBOURS = 2
 # What a data loader or gloo may put there; a node with less has a full /dev/shm.
 LEAST_SHM_BYTES = 16 * MIB
 VICTIMS_HERE = VICTIMS | {Kind.RENDEZVOUS}
-# Cards of one name differ a little in what the driver reports.
-MEMORY_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +98,8 @@ def _wrong(report: NodeReport, wanted: Wanted) -> Iterator[tuple[str, str]]:
         yield "does not see the folder of the runs", shared
     elif not report.can_write:
         yield "cannot write into the folder of the runs", shared
-    if differences := _differences(report.versions, wanted.versions):
-        yield f"has other versions than this host: {differences}", "use one environment for all, or cluster.setup=[...]"
+    if others := differences(report.versions, wanted.versions):
+        yield f"has other versions than this host: {others}", "use one environment for all, or cluster.setup=[...]"
     elif report.code_hash not in wanted.code_hashes:
         yield "runs other code of fitlaunch than this host", "install the same commit everywhere"
     if report.missing_paths:
@@ -111,7 +110,7 @@ def _wrong(report: NodeReport, wanted: Wanted) -> Iterator[tuple[str, str]]:
         yield f"has no address but {report.address}", "name its network: cluster.network_interface=NAME"
     yield from _too_small(report, wanted)
     if wanted.device.kind == "cuda":
-        yield from _wrong_gpus(report, wanted)
+        yield from unfit_gpus(report, wanted.device, wanted.ranks_per_node)
 
 
 def _too_small(report: NodeReport, wanted: Wanted) -> Iterator[tuple[str, str]]:
@@ -126,19 +125,6 @@ def _too_small(report: NodeReport, wanted: Wanted) -> Iterator[tuple[str, str]]:
         yield (
             f"has {there} of {total} free in /dev/shm, and the ranks need {format_bytes(wanted.shm_bytes)}",
             "remove what others left there, or make it larger (container: --shm-size)",
-        )
-
-
-def _wrong_gpus(report: NodeReport, wanted: Wanted) -> Iterator[tuple[str, str]]:
-    if report.num_gpus < wanted.ranks_per_node:
-        why = f" ({report.gpu_problem})" if report.gpu_problem else ""
-        yield f"shows {report.num_gpus} GPUs, and the job takes {wanted.ranks_per_node}{why}", "nvidia-smi tells more"
-    planned = wanted.device.memory_bytes
-    if planned is not None and report.gpu_bytes is not None and report.gpu_bytes < planned * (1 - MEMORY_TOLERANCE):
-        names = ", ".join(sorted(set(report.gpu_names)))
-        yield (
-            f"has GPUs of {format_bytes(report.gpu_bytes)} ({names}), and the plan is for {wanted.device.name}",
-            "plan for the smallest card: device=NAME",
         )
 
 
@@ -181,8 +167,3 @@ def _silent_way_out(said: tuple[str, ...]) -> str:
 
 def _name(answers: Answers, node: int) -> str:
     return answers.hosts[node] if node < len(answers.hosts) else f"node {node}"
-
-
-def _differences(there: Mapping[str, str], here: Mapping[str, str]) -> str:
-    names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
-    return ", ".join(f"{name} {there.get(name, 'missing')} (here {here.get(name, 'missing')})" for name in names)

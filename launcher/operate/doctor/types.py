@@ -5,36 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from launcher.targets.facts import HostFacts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeReport:
+class NodeReport(HostFacts):
     """What a node says of itself.
 
-    sees_folder, can_write: the shared folder. missing_paths: of the model and the data, those that are not there.
-    address, interface: where the other nodes reach it; network_problem: why it has none. shm: /dev/shm.
-    gpu_bytes: of its smallest card. port: on which it listens for the others.
+    sees_folder, can_write: the shared folder. address, interface: where the other nodes reach it; network_problem: why
+    it has none. shm: /dev/shm. port: on which it listens for the others.
     """
 
     node_rank: int
     host: str
-    versions: dict[str, str]
-    code_hash: str
     sees_folder: bool
     can_write: bool
-    missing_paths: tuple[str, ...]
     address: str
     interface: str | None
     network_problem: str
     port: int
-    ram_available_bytes: int
     disk_free_bytes: int | None
     shm_total_bytes: int
     shm_free_bytes: int
-    num_cores: int
-    num_gpus: int
-    gpu_names: tuple[str, ...]
-    gpu_bytes: int | None
-    gpu_problem: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
