@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.text import Text
 
 from launcher.report.bar import share_cells
-from launcher.report.console import draws_blocks, is_live, show
+from launcher.report.console import draws_blocks, show
+from launcher.report.redrawn import Redrawn
 from launcher.runs.outcome import Metrics
 from launcher.runs.records import EvalMetrics, Event, TrainMetrics
 from launcher.units import format_duration
@@ -31,17 +31,16 @@ MOMENTS = frozenset(
 UNTOLD = "end"
 
 
-class ProgressView:
-    """An Observer (launcher.runs.outcome) that draws on a console. A context manager: leaving it cleans the terminal.
+class ProgressView(Redrawn):
+    """An Observer (launcher.runs.outcome) that draws on a console.
 
     An event begins a stage, which lasts until the next event or, where that comes first, the next step of training;
     those in MOMENTS only end one.
     """
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.time) -> None:
-        self._console = console
+        super().__init__(console)
         self._clock = clock
-        self._live: Live | None = None
         self._stage: Event | None = None
         self._first: TrainMetrics | None = None
         self._last: TrainMetrics | None = None
@@ -49,21 +48,12 @@ class ProgressView:
         self._told_at_s = float("-inf")
         self._broken = False
 
-    def __enter__(self) -> ProgressView:
-        if is_live(self._console):
-            # Refreshed by update() alone, so that no thread draws while the run is being stopped.
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with contextlib.suppress(OSError):
             self._end_stage(self._clock())
-        if self._live is not None:
-            with contextlib.suppress(OSError):
-                self._live.stop()
+        super().__exit__(kind, error, traceback)
 
     def update(self, *, events: Sequence[Event], metrics: Sequence[Metrics]) -> None:
         """Take in what is new and draw. A console that has gone away ends the drawing, never the run."""

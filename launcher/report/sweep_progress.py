@@ -6,18 +6,17 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from launcher.errors import FitlaunchError
 from launcher.report.bar import share_cells
-from launcher.report.console import columns, draws_blocks, heading, indented, is_live, show
+from launcher.report.console import columns, draws_blocks, heading, indented, show
 from launcher.report.describe import brief
 from launcher.report.progress import remaining
+from launcher.report.redrawn import Redrawn
 from launcher.report.sweep_table import STATUS_STYLE, differing, loss_words, short_keys
 from launcher.runs.outcome import Metrics, Outcome
 from launcher.runs.records import EvalMetrics, Event, Status, TrainMetrics
@@ -66,8 +65,8 @@ class Row:
         return self.started_at_s is None and not self.note
 
 
-class SweepProgress:
-    """Rows by the numbers of their cells, and what is drawn of them. A context manager."""
+class SweepProgress(Redrawn):
+    """Rows by the numbers of their cells, and what is drawn of them."""
 
     def __init__(
         self,
@@ -76,28 +75,13 @@ class SweepProgress:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._console = console
+        super().__init__(console)
         self._clock = clock
         keys, values = differing([cell.overrides for cell in cells])
         self._keys = short_keys(keys)
         self.rows = [
             Row(number=cell.number, values=shown, run_id=cell.run_id) for cell, shown in zip(cells, values, strict=True)
         ]
-        self._live: Live | None = None
-
-    def __enter__(self) -> SweepProgress:
-        if is_live(self._console):
-            # Refreshed by draw() alone, so that no thread draws while the sweep is being stopped.
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            with contextlib.suppress(OSError):
-                self._live.stop()
 
     def started(self, index: int, where: str) -> None:
         """A cell begins. where: the GPUs it was given, or nothing."""
