@@ -15,17 +15,9 @@ import time
 from pathlib import Path
 
 from launcher.runs.layout import RunFolder
-from launcher.runs.records import (
-    EvalMetrics,
-    Failed,
-    Finished,
-    Started,
-    Stopped,
-    TrainMetrics,
-    append_record,
-    write_record,
-)
+from launcher.runs.records import EvalMetrics, Failed, Stopped, append_record, write_record
 from launcher.spec import read_job
+from tests.markers import finished, started, stepped
 
 STEPS = 4
 
@@ -37,7 +29,7 @@ def main() -> int:
     log = Path("logs") / "stub_rank0.log"  # where DeepSpeed's launcher would have it
     log.parent.mkdir(exist_ok=True)
     log.write_text(f"{time.time():.3f} begins\n")
-    write_record(run.started(attempt), started(attempt))
+    write_record(run.started(attempt), started(attempt, world_size=1))
     seconds = float(words.get("seconds", "0")) if attempt == 1 else 0.0
     for step in range(1, STEPS + 1):
         time.sleep(seconds / STEPS)
@@ -49,49 +41,17 @@ def main() -> int:
         if step == 2 and attempt == 1 and rate == float(words.get("fail", "0")):
             write_record(run.failed(attempt, 0), failed(attempt))
             return 1
-        append_record(run.metrics, metrics(attempt, step, loss_of(rate) / step))
+        append_record(run.metrics, stepped(attempt, step, STEPS, loss=loss_of(rate) / step))
     loss = loss_of(rate)
     append_record(run.metrics, EvalMetrics(time_s=time.time(), attempt=attempt, step=STEPS, loss=loss, num_samples=8))
-    write_record(run.finished(attempt), finished(attempt, loss))
+    done = finished(attempt, STEPS, train_loss=loss, eval_loss_before=9.0, eval_loss_after=loss)
+    write_record(run.finished(attempt), done)
     return 0
 
 
 def loss_of(rate: float) -> float:
     """Least where the learning rate is 1e-3."""
     return 1.0 + (math.log10(rate) + 3.0) ** 2
-
-
-def started(attempt: int) -> Started:
-    return Started(
-        attempt=attempt,
-        time_s=time.time(),
-        world_size=1,
-        device="cpu",
-        wrapper="none",
-        resumed_from_step=None,
-        num_parameters=0,
-        num_trainable_parameters=0,
-        num_train_samples=0,
-        num_eval_samples=0,
-        num_truncated_samples=0,
-        versions={},
-        checks={},
-    )
-
-
-def metrics(attempt: int, step: int, loss: float) -> TrainMetrics:
-    return TrainMetrics(
-        time_s=time.time(),
-        attempt=attempt,
-        step=step,
-        num_steps=STEPS,
-        epoch=0.0,
-        loss=loss,
-        learning_rate=1e-4,
-        grad_norm=None,
-        samples_per_s=1.0,
-        tokens_per_s=1.0,
-    )
 
 
 def failed(attempt: int) -> Failed:
@@ -103,21 +63,6 @@ def failed(attempt: int) -> Failed:
         error_type="ValueError",
         message="the cell was told to fail",
         traceback="ValueError: the cell was told to fail",
-    )
-
-
-def finished(attempt: int, loss: float) -> Finished:
-    return Finished(
-        attempt=attempt,
-        time_s=time.time(),
-        num_steps=STEPS,
-        train_loss=loss,
-        eval_loss_before=9.0,
-        eval_loss_after=loss,
-        samples_per_s=1.0,
-        tokens_per_s=1.0,
-        train_time_s=0.0,
-        result="result",
     )
 
 

@@ -29,9 +29,10 @@ from jobs.start import Start, read_start, verify_plan
 from jobs.stop import StopRequest
 from jobs.watch import watch
 from launcher.runs.layout import RunFolder
-from launcher.runs.records import Finished, Started, Stopped, TrainMetrics, write_record
+from launcher.runs.records import Stopped, write_record
 from launcher.spec import read_job
 from tests.faults.stub_peers import Peers
+from tests.markers import finished, started, stepped
 
 NUM_STEPS = int(os.environ.get("STUB_STEPS", "5"))
 LOAD_S = float(os.environ.get("STUB_LOAD_S", "0"))
@@ -77,7 +78,8 @@ class Stub:
         time.sleep(LOAD_S)
         resumed = self.resumed_from()
         if self.start.is_first_rank:
-            write_record(self.run.started(self.start.attempt), self.started(resumed))
+            marker = started(self.start.attempt, world_size=self.start.world_size, resumed_from_step=resumed)
+            write_record(self.run.started(self.start.attempt), marker)
         step = resumed or 0
         asked = False
         while step < NUM_STEPS and not asked:
@@ -96,14 +98,16 @@ class Stub:
         asked, superseded = self.agree()
         if superseded:
             raise Superseded(f"a later attempt of this run was started: step {step} is not kept")
-        self.journal.metrics(self.metrics(step))
+        # The loss follows from the step alone: whoever interrupted the run, it ends with the same.
+        self.journal.metrics(stepped(self.start.attempt, step, NUM_STEPS, loss=1.0 / step))
         return asked
 
     def close(self, step: int) -> None:
         if self.start.is_first_rank:
             self.fence.check()
             if step == NUM_STEPS:
-                write_record(self.run.finished(self.start.attempt), self.finished())
+                done = finished(self.start.attempt, NUM_STEPS, train_loss=1.0 / NUM_STEPS)
+                write_record(self.run.finished(self.start.attempt), done)
             else:
                 write_record(self.run.stopped(self.start.attempt), self.stopped(step))
         while self.mode == "linger" and self.start.is_first_rank:
@@ -170,38 +174,6 @@ class Stub:
         rotate(self.run, self.spec.train.keep_checkpoints)
         self.journal.stage("checkpoint", folder.name)
 
-    def started(self, resumed: int | None) -> Started:
-        return Started(
-            attempt=self.start.attempt,
-            time_s=time.time(),
-            world_size=self.start.world_size,
-            device="cpu",
-            wrapper="none",
-            resumed_from_step=resumed,
-            num_parameters=0,
-            num_trainable_parameters=0,
-            num_train_samples=0,
-            num_eval_samples=0,
-            num_truncated_samples=0,
-            versions={},
-            checks={},
-        )
-
-    def metrics(self, step: int) -> TrainMetrics:
-        """The loss follows from the step alone: whoever interrupted the run, it ends with the same."""
-        return TrainMetrics(
-            time_s=time.time(),
-            attempt=self.start.attempt,
-            step=step,
-            num_steps=NUM_STEPS,
-            epoch=0.0,
-            loss=1.0 / step,
-            learning_rate=1e-4,
-            grad_norm=None,
-            samples_per_s=0.0,
-            tokens_per_s=0.0,
-        )
-
     def stopped(self, step: int) -> Stopped:
         folder = self.run.checkpoints / f"{PREFIX}{step}"
         return Stopped(
@@ -210,20 +182,6 @@ class Stub:
             step=step,
             cause=self.stop.cause() or "a rank",
             checkpoint=str(folder) if (folder / MANIFEST).is_file() else None,
-        )
-
-    def finished(self) -> Finished:
-        return Finished(
-            attempt=self.start.attempt,
-            time_s=time.time(),
-            num_steps=NUM_STEPS,
-            train_loss=1.0 / NUM_STEPS,
-            eval_loss_before=None,
-            eval_loss_after=None,
-            samples_per_s=0.0,
-            tokens_per_s=0.0,
-            train_time_s=0.0,
-            result="result",
         )
 
 

@@ -23,7 +23,8 @@ from jobs.start import read_start, verify_plan
 from jobs.stop import StopRequest
 from jobs.watch import watch
 from launcher.runs.layout import RunFolder
-from launcher.runs.records import Finished, Started, Stopped, TrainMetrics, write_record
+from launcher.runs.records import Stopped, write_record
+from tests.markers import finished, started, stepped
 
 STEP_S = 0.1
 CLOSING_S = 1.0  # torchrun gives the others half a minute after TERM
@@ -78,13 +79,13 @@ def be_a_rank() -> None:
         raise
     tell_of_the_secret(run, start.rank)
     if start.is_first_rank:
-        write_record(run.started(start.attempt), started(start.attempt, start.world_size))
+        write_record(run.started(start.attempt), started(start.attempt, world_size=start.world_size))
     num_steps = int(os.environ.get("STILL_STEPS", "100000"))
     for step in range(1, num_steps + 1):
         time.sleep(STEP_S)
         if MODE in ("fail", "stuck") and step == LONG_STEPS:
             meet_in_vain(dies=MODE == "fail" and start.rank == start.world_size - 1)
-        journal.metrics(metrics(start.attempt, step, num_steps))
+        journal.metrics(stepped(start.attempt, step, num_steps))
         if MODE != "stubborn" and request.cause() is not None:
             if start.is_first_rank:
                 cause = request.cause() or ""
@@ -108,54 +109,6 @@ def tell_of_the_secret(run: RunFolder, rank: int) -> None:
     if SECRET in os.environ:
         text = hashlib.sha256(os.environ[SECRET].encode()).hexdigest()
         (run.root / f"secret-{rank}").write_text(text)
-
-
-def started(attempt: int, world_size: int) -> Started:
-    return Started(
-        attempt=attempt,
-        time_s=time.time(),
-        world_size=world_size,
-        device="cpu",
-        wrapper="none",
-        resumed_from_step=None,
-        num_parameters=0,
-        num_trainable_parameters=0,
-        num_train_samples=0,
-        num_eval_samples=0,
-        num_truncated_samples=0,
-        versions={},
-        checks={},
-    )
-
-
-def metrics(attempt: int, step: int, num_steps: int) -> TrainMetrics:
-    return TrainMetrics(
-        time_s=time.time(),
-        attempt=attempt,
-        step=step,
-        num_steps=num_steps,
-        epoch=0.0,
-        loss=1.0,
-        learning_rate=0.0,
-        grad_norm=None,
-        samples_per_s=0.0,
-        tokens_per_s=0.0,
-    )
-
-
-def finished(attempt: int, num_steps: int) -> Finished:
-    return Finished(
-        attempt=attempt,
-        time_s=time.time(),
-        num_steps=num_steps,
-        train_loss=1.0,
-        eval_loss_before=None,
-        eval_loss_after=None,
-        samples_per_s=0.0,
-        tokens_per_s=0.0,
-        train_time_s=0.0,
-        result="result",
-    )
 
 
 if __name__ == "__main__":

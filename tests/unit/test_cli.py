@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from launcher.runs.layout import RunFolder
-from launcher.runs.records import Status, TrainMetrics, append_record
+from launcher.runs.records import Status, append_record
 from launcher.runs.state import write_state
 from launcher.targets.folder import write_run_folder
 from tests.launching import make_launch
+from tests.markers import stepped
 
 FITLAUNCH = Path(sys.executable).parent / "fitlaunch"
 
@@ -77,11 +78,7 @@ def test_ls_and_status_of_a_rendered_run(rendered: RunFolder) -> None:
 def test_status_of_a_failed_run_says_why_and_how_far(rendered: RunFolder) -> None:
     rendered.attempt(1).mkdir(parents=True)
     write_state(rendered, Status.FAILED, attempt=1, exit_code=5, reason="rank 1 ran out of memory")
-    step = TrainMetrics(
-        time_s=1.0, attempt=1, step=3, num_steps=9, epoch=0.1, loss=2.5, learning_rate=1e-4, grad_norm=1.0,
-        samples_per_s=2.0, tokens_per_s=100.0,
-    )  # fmt: skip
-    append_record(rendered.metrics, step)
+    append_record(rendered.metrics, stepped(1, 3, 9, loss=2.5))
     told = fitlaunch(rendered.root.parent.parent, "status", rendered.root.name[:12]).stderr
     lines = [" ".join(line.split()) for line in told.splitlines()]
     assert "status failed: rank 1 ran out of memory" in lines

@@ -10,37 +10,11 @@ import pytest
 
 from launcher.runs.judge import Ending, judge
 from launcher.runs.layout import RunFolder
-from launcher.runs.records import Failed, Finished, RankDeath, RankMeasurement, Started, Status, Stopped, write_record
+from launcher.runs.records import Failed, RankDeath, RankMeasurement, Status, Stopped, write_record
+from tests.markers import FINISHED, STARTED
 
 SEEN = Ending(is_asked=False, forced="", is_abandoned=False, deaths=(), agent="torchrun", agent_exit_code=1)
-FINISHED = Finished(
-    attempt=1,
-    time_s=1.0,
-    num_steps=4,
-    train_loss=1.0,
-    eval_loss_before=None,
-    eval_loss_after=None,
-    samples_per_s=1.0,
-    tokens_per_s=1.0,
-    train_time_s=1.0,
-    result="result",
-)
 STOPPED = Stopped(attempt=1, time_s=1.0, step=4, cause="stop file", checkpoint=None)
-STARTED = Started(
-    attempt=1,
-    time_s=1.0,
-    world_size=2,
-    device="cpu",
-    wrapper="none",
-    resumed_from_step=None,
-    num_parameters=1,
-    num_trainable_parameters=1,
-    num_train_samples=1,
-    num_eval_samples=1,
-    num_truncated_samples=0,
-    versions={},
-    checks={},
-)
 FAILED = Failed(attempt=1, time_s=1.0, rank=1, host="h", error_type="ValueError", message="no", traceback="")
 MARKERS: dict[str, Any] = {"finished": FINISHED, "stopped": STOPPED, "started": STARTED, "failed": FAILED}
 

@@ -18,7 +18,6 @@ from launcher.runs.records import (
     Manifest,
     NodeEnd,
     RankPlace,
-    Started,
     Status,
     Stopped,
     Submission,
@@ -28,6 +27,7 @@ from launcher.runs.registry import RunSummary
 from launcher.scheduler.client import SchedulerSilent
 from launcher.targets.folder import write_run_folder
 from tests.launching import make_launch
+from tests.markers import STARTED
 
 SENT = Submission(number=1, cluster="slurm", job_name="fitlaunch-run", time_s=1.0, job_id="17")
 
@@ -213,11 +213,6 @@ def cancel(run: RunFolder, slurm: Slurm, *, grace_s: float = 5.0) -> tuple[Statu
     return done.summary.status, done.proof, done.unproven, said
 
 
-STARTED = Started(
-    attempt=1, time_s=1.0, world_size=2, device="cpu", wrapper="none", resumed_from_step=None, num_parameters=1,
-    num_trainable_parameters=1, num_train_samples=1, num_eval_samples=1, num_truncated_samples=0, versions={},
-    checks={},
-)  # fmt: skip
 NODE_END = NodeEnd(attempt=1, node_rank=0, host="node1", started_at_s=1.0, ended_at_s=2.0, exit_code=0, deaths=())
 
 

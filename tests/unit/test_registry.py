@@ -14,13 +14,14 @@ from launcher.errors import InputError, SubmitError
 from launcher.runs.frozen import read_launch_plan
 from launcher.runs.layout import RunFolder
 from launcher.runs.processes import this_process
-from launcher.runs.records import Finished, RunState, Status, Stopped, read_record, write_record
+from launcher.runs.records import RunState, Status, Stopped, read_record, write_record
 from launcher.runs.registry import list_runs, new_run_id, resolve_run, summarise
 from launcher.spec import MethodKind, ShardKind, content_hash
 from launcher.targets.cancel import cancel
 from launcher.targets.folder import write_run_folder
 from launcher.targets.local import start_attempt
 from tests.launching import make_launch, make_spec
+from tests.markers import FINISHED
 
 FIRST, SECOND, THIRD = "20261122-031501-a-1111", "20261122-031502-a-2222", "20261122-031503-b-3333"
 
@@ -148,21 +149,7 @@ def test_markers_count_first(tmp_path: Path) -> None:
     write_record(run.stopped(1), Stopped(attempt=1, time_s=1.0, step=4, cause="SIGTERM", checkpoint=None))
     summary = summarise(run)
     assert (summary.status, summary.reason) == (Status.STOPPED, "stopped after step 4 (SIGTERM)")
-    write_record(
-        run.finished(1),
-        Finished(
-            attempt=1,
-            time_s=1.0,
-            num_steps=4,
-            train_loss=1.0,
-            eval_loss_before=None,
-            eval_loss_after=None,
-            samples_per_s=1.0,
-            tokens_per_s=1.0,
-            train_time_s=1.0,
-            result="result",
-        ),
-    )
+    write_record(run.finished(1), FINISHED)
     assert summarise(run).status is Status.FINISHED
     with pytest.raises(InputError, match=rf"^run={FIRST} is finished"):
         start_attempt(run)

@@ -9,11 +9,12 @@ import pytest
 from launcher.errors import InputError
 from launcher.report.past import past_outcome
 from launcher.runs.layout import RunFolder
-from launcher.runs.records import Failed, Finished, Status, Stopped, write_record
+from launcher.runs.records import Failed, Status, Stopped, write_record
 from launcher.runs.registry import summarise
 from launcher.runs.state import write_state
 from launcher.targets.folder import write_run_folder
 from tests.launching import make_launch
+from tests.markers import FINISHED
 from tests.report_fixtures import measurement
 
 
@@ -27,14 +28,10 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_a_finished_run(run: RunFolder) -> None:
-    finished = Finished(
-        attempt=1, time_s=1.0, num_steps=20, train_loss=1.9, eval_loss_before=3.0, eval_loss_after=1.2,
-        samples_per_s=1.0, tokens_per_s=1.0, train_time_s=1.0, result="result",
-    )  # fmt: skip
-    write_record(run.finished(1), finished)
+    write_record(run.finished(1), FINISHED)
     outcome = past_outcome(run, summarise(run))
     assert (outcome.status, outcome.exit_code, outcome.attempt) == (Status.FINISHED, 0, 1)
-    assert (outcome.finished, outcome.first_cause) == (finished, "")
+    assert (outcome.finished, outcome.first_cause) == (FINISHED, "")
     assert outcome.measurements == (measurement(0, gpu=False),)
 
 

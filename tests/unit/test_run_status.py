@@ -20,7 +20,6 @@ from launcher.runs.markers import Markers
 from launcher.runs.records import (
     AttemptStart,
     Failed,
-    Finished,
     NodeEnd,
     RankDeath,
     RunState,
@@ -36,11 +35,8 @@ from launcher.scheduler.jobs import Job
 from launcher.spec import read_job
 from launcher.targets.folder import write_run_folder
 from tests.launching import make_launch
+from tests.markers import FINISHED
 
-FINISHED = Finished(
-    attempt=1, time_s=9.0, num_steps=3, train_loss=1.0, eval_loss_before=None, eval_loss_after=None,
-    samples_per_s=1.0, tokens_per_s=1.0, train_time_s=1.0, result="result",
-)  # fmt: skip
 STOPPED = Stopped(attempt=1, time_s=9.0, step=12, cause="time limit", checkpoint="checkpoints/checkpoint-12")
 NOT_TOLD = Submission(number=1, cluster="slurm", job_name="fitlaunch-run", time_s=1.0)
 SENT = Submission(number=1, cluster="slurm", job_name="fitlaunch-run", time_s=1.0, job_id="17")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from launcher.runs.sweeps import (
     sweep_folder,
 )
 from launcher.spec import ClusterKind
+from tests.markers import STEP
 
 Golden = Callable[[str, str], None]
 CURSOR = re.compile(r"\x1b\[[0-9?]*[A-Za-z]|\r")
@@ -164,10 +166,7 @@ def drive(console: Console, clock: list[float]) -> None:
 
 
 def step(number: int, time_s: float) -> TrainMetrics:
-    return TrainMetrics(
-        time_s=time_s, attempt=1, step=number, num_steps=10, epoch=0.0, loss=2.0 / number, learning_rate=1e-4,
-        grad_norm=None, samples_per_s=1.0, tokens_per_s=1.0,
-    )  # fmt: skip
+    return dataclasses.replace(STEP, time_s=time_s, step=number, num_steps=10, loss=2.0 / number)
 
 
 def evaluation(number: int) -> EvalMetrics:

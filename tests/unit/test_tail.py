@@ -8,21 +8,10 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.runs.records import EvalMetrics, Event, TrainMetrics, append_record
+from launcher.runs.records import EvalMetrics, Event, append_record
 from launcher.runs.tail import LineTail, decode_event, decode_metrics, last_lines, read_events, read_metrics
+from tests.markers import STEP
 
-TRAIN = TrainMetrics(
-    time_s=1.0,
-    attempt=1,
-    step=3,
-    num_steps=9,
-    epoch=0.5,
-    loss=2.5,
-    learning_rate=1e-4,
-    grad_norm=None,
-    samples_per_s=1.0,
-    tokens_per_s=2.0,
-)
 EVAL = EvalMetrics(time_s=1.0, attempt=1, step=0, loss=3.5, num_samples=7)
 EVENT = Event(time_s=1.0, source="job", attempt=1, stage="load model")
 
@@ -61,12 +50,12 @@ def test_from_the_end_on(tmp_path: Path) -> None:
 
 def test_metrics_are_told_apart_by_their_kind(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    for record in (EVAL, TRAIN):
+    for record in (EVAL, STEP):
         append_record(path, record)
     with path.open("ab") as file:
         file.write(b'{"kind": "train", "step": "three"}\n{"kind": "other"}\n[1]\nnoise\n')
-        file.write(msgspec.json.encode(TRAIN)[:-5])
-    assert read_metrics(path) == (EVAL, TRAIN)
+        file.write(msgspec.json.encode(STEP)[:-5])
+    assert read_metrics(path) == (EVAL, STEP)
 
 
 def test_events_of_a_run(tmp_path: Path) -> None:
