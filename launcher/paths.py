@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# Where launch.py writes runs and fitlaunch looks for them, below the working directory, unless told otherwise.
+RUNS_DIR = "runs"
+
 
 def conf_dir() -> Path:
     """The folder conf/, which is installed beside the package launcher/."""

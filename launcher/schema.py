@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from launcher.paths import RUNS_DIR
+
 AUTO = "auto"
 MISSING = "???"  # as omegaconf.MISSING, without importing it: the file of the group has to give it
 
@@ -174,4 +176,4 @@ class JobConf:
     launcher: str = "torchrun"
     gpus: int | str = AUTO
     nodes: int | str = AUTO
-    runs_dir: str = "runs"
+    runs_dir: str = RUNS_DIR

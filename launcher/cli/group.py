@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.errors import InputError, Problem
+from launcher.paths import RUNS_DIR
 
 if TYPE_CHECKING:
     from launcher.runs.layout import RunFolder
@@ -52,7 +53,7 @@ def takes_runs_dir(command: Command) -> Command:
     return click.option(
         "--runs-dir",
         type=click.Path(path_type=Path),
-        default=Path("runs"),
+        default=Path(RUNS_DIR),
         show_default=True,
         help="Where the runs are.",
     )(command)

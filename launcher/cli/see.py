@@ -60,12 +60,14 @@ def logs(run: str, runs_dir: Path, rank: int | None, follow: bool) -> None:
     from launcher.operate.follow import follow as follow_logs
     from launcher.operate.queue import SlurmQueue
     from launcher.runs.attempts import last_attempt
+    from launcher.runs.called import run_command
     from launcher.runs.registry import RunSummary, read_submission, summarise
 
     folder = resolve(run, runs_dir)
     attempt = last_attempt(folder)
     if attempt == 0 and read_submission(folder) is None:
-        raise wrong_run(folder, "has no log: it was never started", f"fitlaunch resume {folder.root.name} starts it")
+        way_out = f"{run_command('resume', folder.root)} starts it"
+        raise wrong_run(folder, "has no log: it was never started", way_out)
     follower = LogFollower(
         run=folder,
         rank=rank,

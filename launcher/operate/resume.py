@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from launcher.errors import InputError, Problem
 from launcher.runs.attempts import last_attempt
+from launcher.runs.called import run_command
 from launcher.runs.checkpoints import difference_to, newest_checkpoint
 from launcher.runs.frozen import read_launch_plan
 from launcher.runs.layout import RunFolder
@@ -20,7 +21,7 @@ def check_resumable(run: RunFolder, summary: RunSummary, submission: Submission 
     if summary.status is Status.FINISHED:
         raise _refused(run, "is finished", f"its result is in {run.result}; launch anew")
     if summary.status in GOES_ON and not (submission is not None and submission.job_id is None):
-        way_out = f"fitlaunch logs -f {run.root.name} follows it, fitlaunch cancel {run.root.name} stops it"
+        way_out = f"{run_command('logs -f', run.root)} follows it, {run_command('cancel', run.root)} stops it"
         raise _refused(
             run, f"is {summary.status} already" + (f" ({summary.reason})" if summary.reason else ""), way_out
         )

@@ -17,6 +17,7 @@ from launcher.report.failure import show_failure
 from launcher.report.less_memory import less_memory, show_less_memory
 from launcher.report.record import RankMemory, Report, make_report
 from launcher.report.sweep_table import STATUS_STYLE, loss_words
+from launcher.runs.called import run_argument
 from launcher.runs.diagnosis.read import keep_diagnosis
 from launcher.runs.diagnosis.types import MEMORY
 from launcher.runs.layout import RunFolder
@@ -228,14 +229,8 @@ def shown_path(path: Path, cwd: Path) -> str:
 
 def _show_next(report: Report, spec: JobSpec, folder: RunFolder, console: Console) -> None:
     show(console, heading("What next"))
-    for command, what in next_commands(report, spec, run_argument(folder.root, Path.cwd())):
+    for command, what in next_commands(report, spec, run_argument(folder.root)):
         show(console, indented(Text(shlex.join(command), style="bold")), indented(indented(Text(what, style="dim"))))
-
-
-def run_argument(run_dir: Path, cwd: Path) -> str:
-    """What to call a run in a command typed in `cwd`: its id where ./runs holds it, else its path."""
-    run_dir = run_dir.absolute()
-    return run_dir.name if run_dir.parent == cwd / "runs" else str(run_dir)
 
 
 def next_commands(report: Report, spec: JobSpec, run: str) -> list[tuple[tuple[str, ...], str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from launcher.errors import InputError, Problem
+from launcher.runs.called import run_argument, run_command
 from launcher.runs.diagnosis.diagnose import diagnose
 from launcher.runs.diagnosis.read import diagnose_attempt, read_diagnosis, read_evidence
 from launcher.runs.diagnosis.types import Diagnosis, SchedulerWord
@@ -24,7 +25,7 @@ def past_outcome(run: RunFolder, summary: RunSummary, word: SchedulerWord | None
     """
     if summary.status not in ENDED:
         rule = f"has not ended: it is {summary.status}" + (f" ({summary.reason})" if summary.reason else "")
-        way_out = f"fitlaunch status {summary.run_id} says how it stands"
+        way_out = f"{run_command('status', summary.run_dir)} says how it stands"
         raise InputError([Problem(field="run", value=summary.run_id, rule=rule, way_out=way_out)])
     markers = read_markers(run, summary.attempt)
     failed = summary.status is Status.FAILED
@@ -54,7 +55,7 @@ def failure_of(run: RunFolder, summary: RunSummary, word: SchedulerWord | None =
         return None
     if not summary.attempt:  # nothing but the job's own output, and no folder to keep it in
         is_queued = read_submission(run) is not None
-        return diagnose(read_evidence(run, 0, word=word), run_id=run.root.name) if is_queued else None
+        return diagnose(read_evidence(run, 0, word=word), run=run_argument(run.root)) if is_queued else None
     is_known = read_diagnosis(run, summary.attempt) is not None or has_failure(run, summary.attempt)
     if read_submission(run) is None and not is_known:
         return None

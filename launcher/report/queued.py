@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.text import Text
 
 from launcher.render.asked import Asked
 from launcher.report.console import columns, heading, indented, show
+from launcher.runs.called import run_command
 from launcher.runs.records import Submission
 from launcher.spec import JobSpec, SlurmSpec
 from launcher.units import format_bytes, format_duration
@@ -16,13 +19,13 @@ Rows = tuple[tuple[str, str], ...]
 
 def show_queued(submission: Submission, spec: JobSpec, asked: Asked, run_dir: str, console: Console) -> None:
     """The last screen of a launch on a cluster; the job goes on without us."""
-    run_id = run_dir.rpartition("/")[2]
+    run = Path(run_dir)
     rows: Rows = (
         ("job", str(submission.job_id)),
         *_asked_rows(spec, asked),
         ("run folder", run_dir),
-        ("follow it", f"fitlaunch status {run_id}, fitlaunch logs -f {run_id}"),
-        ("stop it", f"fitlaunch cancel {run_id}"),
+        ("follow it", f"{run_command('status', run)}, {run_command('logs -f', run)}"),
+        ("stop it", run_command("cancel", run)),
     )
     _show("Queued", rows, console)
 

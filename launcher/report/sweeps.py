@@ -17,6 +17,7 @@ from launcher.report.console import columns, heading, indented, show
 from launcher.report.describe import brief, plural
 from launcher.report.outcome import shown_path
 from launcher.report.sweep_table import STATUS_STYLE, differing, loss_words, short_keys
+from launcher.runs.called import sweep_command
 from launcher.runs.records import Status
 from launcher.runs.registry import RunSummary
 from launcher.runs.sweeps import ArraySubmission, Cell, Sweep, SweepFolder
@@ -48,8 +49,7 @@ class Standing:
 
 def show_sent(folder: SweepFolder, sent: Sequence[ArraySubmission], console: Console) -> None:
     """What was submitted; the jobs go on without us."""
-    name = folder.root.name
-    show(console, heading(f"Queued {plural(sum(len(array.cells) for array in sent), 'cell')}", name))
+    show(console, heading(f"Queued {plural(sum(len(array.cells) for array in sent), 'cell')}", folder.root.name))
     table = columns("llw", ("job", "elements", "cells"))
     for array in sent:
         elements = f"{array.job_id}_0" if len(array.cells) == 1 else f"{array.job_id}_0 to _{len(array.cells) - 1}"
@@ -57,8 +57,8 @@ def show_sent(folder: SweepFolder, sent: Sequence[ArraySubmission], console: Con
     show(console, indented(table))
     rows = columns("lw")
     rows.add_row(Text("sweep folder", style="bold"), shown_path(folder.root, Path.cwd()))
-    rows.add_row(Text("follow it", style="bold"), f"fitlaunch sweep status {name}")
-    rows.add_row(Text("stop it", style="bold"), f"fitlaunch sweep cancel {name}")
+    rows.add_row(Text("follow it", style="bold"), sweep_command("status", folder.root))
+    rows.add_row(Text("stop it", style="bold"), sweep_command("cancel", folder.root))
     show(console, indented(rows))
 
 

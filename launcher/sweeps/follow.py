@@ -13,6 +13,7 @@ from launcher.node.signals import collect_stop_requests
 from launcher.report.sweep_progress import SweepProgress
 from launcher.report.sweep_table import CellResult
 from launcher.report.sweeps import Standing
+from launcher.runs.called import sweep_command
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import Status
 from launcher.runs.status import Queue
@@ -94,10 +95,8 @@ def follow_cells(folder: SweepFolder, cells: Sequence[PlannedCell], queue: Queue
             until_s = time.monotonic() + wait_s
             while time.monotonic() < until_s:
                 if requests.first is not None:
-                    name = folder.root.name
-                    raise Interrupted(
-                        f"the jobs go on: fitlaunch sweep status {name}, or fitlaunch sweep cancel {name}"
-                    )
+                    status, cancel = (sweep_command(command, folder.root) for command in ("status", "cancel"))
+                    raise Interrupted(f"the jobs go on: {status}, or {cancel}")
                 time.sleep(0.1)
     return [
         CellResult(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from launcher.errors import Interrupted, SubmitError
 from launcher.render.sbatch import job_name, submit_argv
+from launcher.runs.called import sweep_command
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import Submission, read_record, write_atomically, write_record
 from launcher.runs.sweeps import ArraySubmission, Sweep, SweepFolder, read_arrays
@@ -74,10 +75,9 @@ def send_array(
             take_back(element.run, record)
         raise SubmitError(f"Slurm refuses an array of the sweep: {with_meaning(str(refused))}") from None
     except SchedulerSilent as silent:
-        name = folder.root.name
         raise SchedulerSilent(
-            f"{silent}: the sweep may be queued all the same; `fitlaunch sweep status {name}` looks for it, and "
-            f"`fitlaunch sweep retry {name}` sends what is not there"
+            f"{silent}: the sweep may be queued all the same; `{sweep_command('status', folder.root)}` looks for it, "
+            f"and `{sweep_command('retry', folder.root)}` sends what is not there"
         ) from None
     sent = dataclasses.replace(asked, job_id=parse_job_id(said))
     _settle(folder, sent, {element.number: element.run for element in array.elements})

@@ -16,6 +16,7 @@ from launcher.errors import SubmitError
 from launcher.render.sbatch import job_name
 from launcher.render.types import LaunchPlan
 from launcher.runs.attempts import last_attempt, refuse_if_finished
+from launcher.runs.called import run_command
 from launcher.runs.frozen import read_launch_plan
 from launcher.runs.layout import RunFolder
 from launcher.runs.lock import hold_lock
@@ -54,7 +55,7 @@ def submit_run(run: RunFolder, environ: Mapping[str, str], *, timeout_s: float =
         try:
             found = _existing(run, launch, spec, before)
         except SchedulerSilent as silent:
-            again = f"`fitlaunch resume {launch.run_id}` tries again"
+            again = f"`{run_command('resume', run.root)}` tries again"
             raise SchedulerSilent(f"Slurm does not answer, and nothing was sent ({silent}): {again}") from None
         if found is not None:
             return Submitted(submission=found, is_new=False)
@@ -124,7 +125,7 @@ def _send(
         raise SubmitError(f"Slurm refuses run {launch.run_id}: {reason}") from None
     except SchedulerSilent as silent:
         raise SchedulerSilent(
-            f"{silent}: run {launch.run_id} may be queued all the same; `fitlaunch resume {launch.run_id}` looks for "
+            f"{silent}: run {launch.run_id} may be queued all the same; `{run_command('resume', run.root)}` looks for "
             "it first, and never queues it twice"
         ) from None
     sent = dataclasses.replace(asked, job_id=parse_job_id(said))

@@ -45,12 +45,12 @@ def word(state: str, reason: str = "None") -> SchedulerWord:
 
 def one_node(failures: list[Failed], *deaths: tuple[int, float, int | None], **more: Any) -> Diagnosis:
     ended = (end(0, *deaths, oom_kills=more.pop("oom_kills", 0)),)
-    return diagnose(Evidence(attempt=1, world_size=2, failures=tuple(failures), ends=ended, **more), run_id="run")
+    return diagnose(Evidence(attempt=1, world_size=2, failures=tuple(failures), ends=ended, **more), run="run")
 
 
 def two_nodes(failures: list[Failed], *ends: NodeEnd, **more: Any) -> Diagnosis:
     more = {"hosts": ("alpha", "beta"), "present": frozenset({0, 1})} | more
-    return diagnose(Evidence(attempt=1, world_size=4, failures=tuple(failures), ends=ends, **more), run_id="run")
+    return diagnose(Evidence(attempt=1, world_size=4, failures=tuple(failures), ends=ends, **more), run="run")
 
 
 KILLED = "was killed by SIGKILL, which is also what the kernel does when the host is out of memory (see dmesg)"

@@ -12,7 +12,7 @@ import pytest
 
 from launcher.planner.types import Verdict
 from launcher.report.console import make_console
-from launcher.report.outcome import furthest_off, length_words, off_words, run_argument, show_outcome, write_report
+from launcher.report.outcome import furthest_off, length_words, off_words, show_outcome, write_report
 from launcher.report.record import RankMemory, Report, rank_memory
 from launcher.report.sweep_table import CellResult, short_keys, show_results
 from launcher.runs.diagnosis.read import read_diagnosis
@@ -152,12 +152,6 @@ def test_shorter_sequences_than_planned_are_said_plainly(run_dir: Path) -> None:
         "No row had to be cut to the 1,024 tokens planned for: batches may have been shorter, and have needed less."
     )
     assert length_words(none_cut, packed) == ""
-
-
-def test_a_run_is_called_by_its_id_only_where_that_finds_it(tmp_path: Path) -> None:
-    run_dir = tmp_path / "runs" / "a"
-    assert run_argument(run_dir, tmp_path) == "a"
-    assert run_argument(run_dir, tmp_path / "runs") == str(run_dir)
 
 
 # A multirun's results

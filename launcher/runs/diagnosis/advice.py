@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from launcher.runs.diagnosis.types import Evidence, Failure, Kind
 
 ADVICE: dict[Kind, tuple[str, ...]] = {
@@ -62,10 +64,10 @@ ADVICE: dict[Kind, tuple[str, ...]] = {
 }
 
 
-def advise(failure: Failure, evidence: Evidence, run_id: str) -> tuple[str, ...]:
+def advise(failure: Failure, evidence: Evidence, run: str) -> tuple[str, ...]:
     """What to do now; nothing where only the log tells. What names a host is left out where none is known."""
     job = evidence.word.job_id if evidence.word is not None else ""
-    known = {"{run}": run_id, "{host}": failure.host, "{job}": job}
+    known = {"{run}": shlex.quote(run), "{host}": failure.host, "{job}": job}
     lines = []
     for line in ADVICE.get(failure.kind, ()):
         if all(value or name not in line for name, value in known.items()):

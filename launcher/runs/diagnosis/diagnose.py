@@ -11,8 +11,8 @@ from launcher.runs.diagnosis.words import sentence, who
 TAIL_LINES = 15
 
 
-def diagnose(evidence: Evidence, *, run_id: str) -> Diagnosis:
-    """The first cause of an attempt that failed."""
+def diagnose(evidence: Evidence, *, run: str) -> Diagnosis:
+    """The first cause of an attempt that failed. run: what it is called in a command."""
     failure = first_failure(evidence)
     memory = memory_use(failure, evidence)
     ranks = {other.rank for other in all_failures(evidence) if other.rank is not None}
@@ -31,7 +31,7 @@ def diagnose(evidence: Evidence, *, run_id: str) -> Diagnosis:
         memory=memory,
         scheduler=evidence.word,
         log_tail=_log_tail(failure, evidence),
-        advice=advise(failure, evidence, run_id),
+        advice=advise(failure, evidence, run),
     )
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import msgspec
 
 from launcher.planner.types import MemoryPlan, Phase
+from launcher.runs.called import run_argument
 from launcher.runs.diagnosis.diagnose import TAIL_LINES, diagnose
 from launcher.runs.diagnosis.types import Diagnosis, Evidence, SchedulerWord
 from launcher.runs.layout import RunFolder
@@ -38,7 +39,7 @@ def diagnose_attempt(
     if word is None and before is not None:
         word = before.scheduler
     evidence = read_evidence(run, attempt, word=word, deaths=deaths, otherwise=otherwise)
-    found = diagnose(evidence, run_id=run.root.name)
+    found = diagnose(evidence, run=run_argument(run.root))
     if before is not None and before.kind is found.kind:
         found = dataclasses.replace(found, overrides=before.overrides)
     if found != before:
