@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.host.cgroup import oom_kills
+from launcher.node.deadline import Deadline
 from launcher.node.environment import belongs_to
 from launcher.node.ranks import RankWatch
 from launcher.runs.agent_log import failed_places, is_closing
@@ -76,15 +77,13 @@ class NodeRun:
         self.has_failed = False
         self.has_result = False
         self.is_abandoned = False
-        self.was_forced = False
         self.ended_by = ""
         self.exit_code: int | None = None
         self._source = source
         self._say_to_person = say
         self._look_too = look_too
         self._places: tuple[RankPlace, ...] = ()
-        self._deadline_s: float | None = None
-        self._why = ""
+        self._deadline = Deadline()
         self._ranks_gone = False
         self._started_at_s = time.time()
         self._oom_kills_before = oom_kills()
@@ -114,15 +113,9 @@ class NodeRun:
             self._leave_nothing(child)
             self.exit_code = child.returncode
 
-    def end_at(self, deadline_s: float, why: str) -> None:
-        """End by force at this time of time.monotonic(). The earliest deadline counts, and so does its reason."""
-        if self._deadline_s is None or deadline_s < self._deadline_s:
-            self._deadline_s = deadline_s
-            self._why = why
-
     def end_now(self, why: str) -> None:
         """End by force at the next look."""
-        self.end_at(time.monotonic(), why)
+        self._deadline.set(0.0, why)
 
     def ask_to_stop(self, cause: str) -> None:
         """Ask all ranks of the attempt to save and stop, unless that was done before."""
@@ -191,8 +184,8 @@ class NodeRun:
             self._look_too()
             self._heed_stop()
             self._heed_markers()
-            if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
-                self._end_by_force(child, TERM_GRACE_S)
+            if self._deadline.has_come:
+                self._end_by_force(child, TERM_GRACE_S, self._deadline.why)
                 break
             time.sleep(POLL_S)
         self.watch.look()
@@ -224,7 +217,7 @@ class NodeRun:
         grace_s = self.start.stop_grace_s
         if self.run.started(self.attempt).exists():
             self.say(f"{cause}: the ranks save at the end of this step and stop{self.start.hint}")
-            self.end_at(time.monotonic() + grace_s, f"the ranks had not stopped {grace_s:.0f} s after {cause}")
+            self._deadline.set(grace_s, f"the ranks had not stopped {grace_s:.0f} s after {cause}")
         else:
             self.say(f"{cause}: no step was taken yet, so there is nothing to save; ending the ranks")
             self.end_now("no step was taken yet")
@@ -235,13 +228,13 @@ class NodeRun:
             self.has_failed = True
             self.note("rank failed", why)
             grace_s = 0.0 if self._is_unstarted() else FAILURE_GRACE_S
-            self.end_at(time.monotonic() + grace_s, why)
+            self._deadline.set(grace_s, why)
         if not self.has_result and has_result(self.run, self.attempt):
             self.has_result = True
-            self.end_at(time.monotonic() + RESULT_GRACE_S, "the ranks did not exit when their work was done")
+            self._deadline.set(RESULT_GRACE_S, "the ranks did not exit when their work was done")
         if not self._ranks_gone and self.watch.all_ended:
             self._ranks_gone = True
-            self.end_at(time.monotonic() + RANKS_GONE_GRACE_S, "the ranks have ended, and what started them did not")
+            self._deadline.set(RANKS_GONE_GRACE_S, "the ranks have ended, and what started them did not")
 
     def _failure(self) -> str:
         """Why the ranks that are left cannot go on; '' while they can."""
@@ -262,11 +255,10 @@ class NodeRun:
 
     # ending
 
-    def _end_by_force(self, child: subprocess.Popen[bytes], term_grace_s: float) -> None:
-        self.was_forced = True
+    def _end_by_force(self, child: subprocess.Popen[bytes], term_grace_s: float, why: str) -> None:
         if not self.watch.all_ended:
-            self.ended_by = self._why
-        self.note("end by force", self._why)
+            self.ended_by = why
+        self.note("end by force", why)
         survivors = end_processes(lambda: self._family(child), term_grace_s=term_grace_s)
         if survivors:
             pids = ", ".join(str(process.pid) for process in survivors)
@@ -285,8 +277,8 @@ class NodeRun:
     def _leave_nothing(self, child: subprocess.Popen[bytes]) -> None:
         """When the program that started the ranks has ended they have too, unless somebody killed it."""
         if child.poll() is None:
-            self._end_by_force(child, TERM_GRACE_S)
+            self._end_by_force(child, TERM_GRACE_S, self._deadline.why)
         elif wait_until_gone(lambda: self._family(child), timeout_s=EXIT_GRACE_S):
             self.is_abandoned = True
-            self._why = self._why or "the program that started the ranks is gone"
-            self._end_by_force(child, FAILURE_GRACE_S)
+            why = self._deadline.why or "the program that started the ranks is gone"
+            self._end_by_force(child, FAILURE_GRACE_S, why)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from launcher.errors import SubmitError
+from launcher.node.deadline import Deadline
 from launcher.node.run import FAILURE_GRACE_S, RESULT_GRACE_S, TERM_GRACE_S, Say
 from launcher.node.signals import StopRequests
 from launcher.render.types import LaunchPlan
@@ -74,8 +75,7 @@ class HostsAttempt:
         self._stop_grace_s = stop_grace_s
         self._observed = Observed(run, observer, self._note)
         self._started_at_s = time.time()
-        self._deadline_s: float | None = None
-        self._why = ""
+        self._deadline = Deadline()
         self._is_stop_asked = False
         self._has_failed = False
         self._has_result = False
@@ -105,9 +105,9 @@ class HostsAttempt:
             self._ranks.look()
             self._heed_the_user()
             self._heed_markers()
-            if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
+            if self._deadline.has_come:
                 self._was_forced = True
-                self._note("end by force", self._why)
+                self._note("end by force", self._deadline.why)
                 return
             time.sleep(POLL_S)
         self._ranks.look()
@@ -116,45 +116,36 @@ class HostsAttempt:
         if self._requests.first is not None and not self._is_stop_asked:
             self._ask_to_stop(self._requests.first.name)
         if self._requests.is_forced:
-            self._end_at(time.monotonic(), "the user asked again")
+            self._deadline.set(0.0, "the user asked again")
 
     def _ask_to_stop(self, cause: str) -> None:
         self._is_stop_asked = True
-        now_s = time.monotonic()
         try:
             ask_to_stop(self.run, self.number, cause)
         except OSError as error:
-            self._end_at(now_s, f"the stop file could not be written ({error.strerror})")
+            self._deadline.set(0.0, f"the stop file could not be written ({error.strerror})")
         if self.run.started(self.number).exists():
             self._say(f"{cause}: the ranks save at the end of this step and stop; once more ends them at once")
             grace_s = self._stop_grace_s
-            self._end_at(now_s + grace_s + MARGIN_S, f"the ranks had not stopped {grace_s:.0f} s after {cause}")
+            self._deadline.set(grace_s + MARGIN_S, f"the ranks had not stopped {grace_s:.0f} s after {cause}")
         else:
             self._say(f"{cause}: no step was taken yet, so there is nothing to save; ending the ranks")
-            self._end_at(now_s + TERM_GRACE_S, "no step was taken yet")
+            self._deadline.set(TERM_GRACE_S, "no step was taken yet")
 
     def _heed_markers(self) -> None:
         """Whoever has failed, or has done all its work, may not keep the rest waiting for ever."""
         if not self._has_failed and (why := self._failure()):
             self._has_failed = True
             self._note("rank failed" if why == A_RANK else "host lost", "" if why == A_RANK else why)
-            self._end_at(time.monotonic() + FAILURE_GRACE_S + MARGIN_S, why)
+            self._deadline.set(FAILURE_GRACE_S + MARGIN_S, why)
         if not self._has_result and has_result(self.run, self.number):
             self._has_result = True
-            self._end_at(
-                time.monotonic() + RESULT_GRACE_S + MARGIN_S, "the ranks did not exit when their work was done"
-            )
+            self._deadline.set(RESULT_GRACE_S + MARGIN_S, "the ranks did not exit when their work was done")
 
     def _failure(self) -> str:
         if has_result(self.run, self.number):
             return ""
         return A_RANK if has_failure(self.run, self.number) else self._ranks.failure()
-
-    def _end_at(self, deadline_s: float, why: str) -> None:
-        """The earliest deadline counts, and so does its reason."""
-        if self._deadline_s is None or deadline_s < self._deadline_s:
-            self._deadline_s = deadline_s
-            self._why = why
 
     # ending
 
@@ -180,7 +171,7 @@ class HostsAttempt:
         codes = [end.exit_code for end in ends if end.exit_code]
         ending = Ending(
             is_asked=is_asked,
-            forced=self._why if self._was_forced and is_asked and not self._has_failed else "",
+            forced=self._deadline.why if self._was_forced and is_asked and not self._has_failed else "",
             is_abandoned=False,
             deaths=tuple(sorted((death for end in ends for death in end.deaths), key=lambda death: death.seen_at_s)),
             agent=self.launch.argv[2],
