@@ -7,7 +7,6 @@ import os
 import socket
 import time
 
-from launcher.errors import SubmitError
 from launcher.node.environment import rank_environment
 from launcher.node.run import NodeRun, NodeStart, Say
 from launcher.node.signals import StopRequests
@@ -18,6 +17,7 @@ from launcher.runs.logs import any_rank_started, log_tail
 from launcher.runs.outcome import Observer, Outcome
 from launcher.runs.records import AttemptStart, NodeEnd, Status, write_record
 from launcher.runs.state import write_state
+from launcher.targets.last_state import not_started, write_last_state
 from launcher.targets.observed import Observed
 
 
@@ -64,7 +64,7 @@ class Attempt:
             child = self._ranks.launch()
         except OSError as error:
             text = f"{error.filename or self.launch.argv[0]}: {error.strerror or error}"
-            raise self._not_started(text) from error
+            raise not_started(self.run, self.number, text) from error
         self._ranks.follow(child)
         return self._conclude(self._ranks.end())
 
@@ -72,11 +72,6 @@ class Attempt:
         start = AttemptStart(attempt=self.number, time_s=time.time(), head=socket.gethostname(), port=0, num_nodes=1)
         write_record(self.run.attempt_start(self.number), start)
         write_state(self.run, Status.RUNNING, attempt=self.number)
-
-    def _not_started(self, text: str) -> SubmitError:
-        with contextlib.suppress(OSError):
-            write_state(self.run, Status.FAILED, attempt=self.number, exit_code=SubmitError.exit_code, reason=text)
-        return SubmitError(f"run {self.launch.run_id} could not be started: {text}")
 
     def _look(self) -> None:
         self._observed.look()
@@ -89,22 +84,11 @@ class Attempt:
         ranks = self._ranks
         ending = ranks.ending(end)
         if not (ending.is_asked or ranks.has_result or any_rank_started(self.run, self.number)):
-            raise self._not_started("\n".join(log_tail(self.run, self.number, None)) or "no rank was started")
+            said = "\n".join(log_tail(self.run, self.number, None))
+            raise not_started(self.run, self.number, said or "no rank was started")
         with contextlib.suppress(OSError):
             write_record(self.run.node_end(self.number, 0), end)
         outcome = judge(self.run, self.number, ending)
         ranks.note("end", outcome.status.value)
-        self._write_last_state(outcome)
+        write_last_state(self.run, outcome, ranks.say)
         return outcome
-
-    def _write_last_state(self, outcome: Outcome) -> None:
-        try:
-            write_state(
-                self.run,
-                outcome.status,
-                attempt=self.number,
-                exit_code=outcome.exit_code,
-                reason=outcome.first_cause,
-            )
-        except OSError as error:
-            self._ranks.say(f"{self.run.state} could not be written: {error.strerror or error}")

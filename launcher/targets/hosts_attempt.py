@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from launcher.errors import SubmitError
 from launcher.node.deadline import Deadline
 from launcher.node.run import FAILURE_GRACE_S, RESULT_GRACE_S, TERM_GRACE_S, Say
 from launcher.node.signals import StopRequests
@@ -21,6 +20,7 @@ from launcher.runs.records import Event, NodeEnd, Status, append_record, read_re
 from launcher.runs.state import write_state
 from launcher.runs.stopping import ask_to_stop
 from launcher.spec import HostSlots
+from launcher.targets.last_state import not_started, write_last_state
 from launcher.targets.left import end_on_hosts, unproven
 from launcher.targets.lost import Lost, write_lost
 from launcher.targets.observed import Observed
@@ -91,7 +91,8 @@ class HostsAttempt:
             self._note("start", f"on {', '.join(each.host for each in self._hosts)}")
             self._follow()
         except OSError as error:
-            raise self._not_started(f"{error.filename or self.run.root}: {error.strerror or error}") from error
+            text = f"{error.filename or self.run.root}: {error.strerror or error}"
+            raise not_started(self.run, self.number, text) from error
         finally:
             self._leave_nothing()
         self._observed.look()
@@ -164,7 +165,7 @@ class HostsAttempt:
     def _conclude(self) -> Outcome:
         is_asked = self._is_stop_asked or self.run.stop_file(self.number).exists()
         if not (is_asked or has_result(self.run, self.number) or any_rank_started(self.run, self.number)):
-            raise self._not_started("\n".join(self._ranks.last_words()) or "no rank was started")
+            raise not_started(self.run, self.number, "\n".join(self._ranks.last_words()) or "no rank was started")
         for lost in self._ranks.lost:
             write_lost(self.run, self.number, self._started_at_s, lost)
         ends = self._ends()
@@ -179,12 +180,7 @@ class HostsAttempt:
         )
         outcome = judge(self.run, self.number, ending)
         self._note("end", outcome.status.value)
-        try:
-            write_state(
-                self.run, outcome.status, attempt=self.number, exit_code=outcome.exit_code, reason=outcome.first_cause
-            )
-        except OSError as error:
-            self._say(f"{self.run.state} could not be written: {error.strerror or error}")
+        write_last_state(self.run, outcome, self._say)
         return outcome
 
     def _ends(self) -> tuple[NodeEnd, ...]:
@@ -192,11 +188,6 @@ class HostsAttempt:
         return tuple(end for end in found if end is not None)
 
     # what is said and written down
-
-    def _not_started(self, text: str) -> SubmitError:
-        with contextlib.suppress(OSError):
-            write_state(self.run, Status.FAILED, attempt=self.number, exit_code=SubmitError.exit_code, reason=text)
-        return SubmitError(f"run {self.launch.run_id} could not be started: {text}")
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):
