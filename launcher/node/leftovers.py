@@ -16,6 +16,8 @@ from launcher.runs.processes import (
 )
 from launcher.runs.registry import frozen_run_dir
 
+# Ranks of a launcher that was killed need a moment to notice.
+LEFTOVER_WAIT_S = 10.0
 TERM_GRACE_S = 5.0
 END = "--end"
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from launcher.errors import SubmitError
+from launcher.node.waiting import wait_until
 from launcher.operate.queue import SlurmQueue
 from launcher.planner.types import MemoryPlan
 from launcher.render.asked import asked_of_slurm
@@ -112,7 +113,7 @@ class SlurmCancel:
         if job is not None and job.is_live and self._has_something_to_save():
             self._say(f"asking {name} (job {job.job_id}) to save and stop")
             ask_to_stop(self._run, last_attempt(self._run), CANCEL)
-            self._wait(lambda: self._have_stopped() or self._is_gone(), self._grace_s)
+            wait_until(lambda: self._have_stopped() or self._is_gone(), timeout_s=self._grace_s, poll_s=POLL_S)
         if job is not None and not self._is_gone():
             self._say(f"cancelling job {job.job_id}")
             self._scancel(job)
@@ -154,25 +155,17 @@ class SlurmCancel:
         except SchedulerRefused as refused:
             raise SubmitError(f"Slurm does not cancel job {job.job_id}: {refused}") from None
 
-    def _wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        end = time.monotonic() + timeout_s
-        while not condition():
-            if time.monotonic() >= end:
-                return False
-            time.sleep(POLL_S)
-        return True
-
     def _proven(self, job: Job | None) -> Cancelled:
         """The job is gone, and every node of its last attempt has said how its ranks ended."""
         proof, doubts = [], []
-        if self._wait(self._is_gone, GONE_S):
+        if wait_until(self._is_gone, timeout_s=GONE_S, poll_s=POLL_S):
             proof.append("the scheduler knows no such job" if job is None else f"job {job.job_id} is over")
         elif job is not None:
             doubts.append(f"job {job.job_id} was still there {GONE_S:.0f} s after scancel")
         attempt = last_attempt(self._run)
         if attempt and self._run.attempt_start(attempt).exists():
             num = self._num_nodes()
-            self._wait(lambda: len(read_node_ends(self._run, attempt)) == num, SEEN_S)
+            wait_until(lambda: len(read_node_ends(self._run, attempt)) == num, timeout_s=SEEN_S, poll_s=POLL_S)
             ended = len(read_node_ends(self._run, attempt))
             if ended == num:
                 says = "1 node says" if num == 1 else f"{num} nodes say"

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from launcher.errors import InputError, Problem, SubmitError
+from launcher.node.waiting import wait_until
+from launcher.operate.cancel import GONE_S, POLL_S
 from launcher.operate.cancel import cancel as cancel_run
 from launcher.operate.queue import SlurmQueue
 from launcher.report.sweeps import Standing
@@ -20,10 +22,7 @@ from launcher.spec import ClusterKind
 from launcher.sweeps.standing import standings
 from launcher.sweeps.submit import adopt
 
-POLL_S = 1.0
 GOING_ON = frozenset({Status.QUEUED, Status.RUNNING, Status.UNKNOWN})
-# Slurm gives a cancelled job KillWait (30 s by default) and its nodes some time to report.
-GONE_S = 120.0
 
 
 def cancel(folder: SweepFolder, say: Callable[[str], None], *, grace_s: float) -> tuple[Standing, ...]:
@@ -111,9 +110,7 @@ class SlurmSweepCancel:
                 raise SubmitError(f"Slurm does not cancel the sweep: {refused}") from None
 
     def _wait(self, timeout_s: float) -> None:
-        end = time.monotonic() + timeout_s
-        while self._has_jobs() and time.monotonic() < end:
-            time.sleep(POLL_S)
+        wait_until(lambda: not self._has_jobs(), timeout_s=timeout_s, poll_s=POLL_S)
 
     def _has_jobs(self) -> bool:
         return any(each.status in (Status.QUEUED, Status.RUNNING) for each in self._going_on())

@@ -7,11 +7,13 @@ different steps. Asked again, the launcher ends them by force.
 from __future__ import annotations
 
 import contextlib
-import time
+from functools import partial
 
 from launcher.errors import Interrupted, SubmitError
+from launcher.node.leftovers import LEFTOVER_WAIT_S
 from launcher.node.run import Say, silent
 from launcher.node.signals import StopRequests, collect_stop_requests
+from launcher.node.waiting import wait_until
 from launcher.render.types import LaunchPlan
 from launcher.runs.attempts import next_attempt, refuse_if_finished
 from launcher.runs.frozen import read_launch_plan
@@ -23,8 +25,8 @@ from launcher.targets.attempt import Attempt
 from launcher.targets.ports import port_is_free
 
 STOP_GRACE_S = 120.0
-LEFTOVER_WAIT_S = 10.0
 PORT_WAIT_S = 5.0
+PORT_POLL_S = 0.2
 
 
 def start_attempt(
@@ -55,7 +57,6 @@ def start_attempt(
 
 
 def _refuse_if_still_running(launch: LaunchPlan) -> None:
-    """Ranks of a launcher that was killed need a moment to notice."""
     left = wait_until_gone(lambda: processes_of_run(launch.run_dir), timeout_s=LEFTOVER_WAIT_S)
     if left:
         pids = ", ".join(str(process.pid) for process in left)
@@ -66,8 +67,5 @@ def _refuse_if_port_taken(launch: LaunchPlan) -> None:
     """DeepSpeed's port is part of the frozen plan; another program may have taken it since."""
     option = "--master_port="
     for port in (int(word.removeprefix(option)) for word in launch.argv if word.startswith(option)):
-        end = time.monotonic() + PORT_WAIT_S
-        while not port_is_free(port):
-            if time.monotonic() > end:
-                raise SubmitError(f"port {port} of run {launch.run_id} is taken by another program: launch anew")
-            time.sleep(0.2)
+        if not wait_until(partial(port_is_free, port), timeout_s=PORT_WAIT_S, poll_s=PORT_POLL_S):
+            raise SubmitError(f"port {port} of run {launch.run_id} is taken by another program: launch anew")

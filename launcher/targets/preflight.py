@@ -18,19 +18,19 @@ import msgspec
 
 from launcher.errors import Interrupted, SubmitError
 from launcher.hostfile import host_name
+from launcher.node.leftovers import LEFTOVER_WAIT_S
+from launcher.node.waiting import wait_until
 from launcher.planner.types import MemoryPlan
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import read_record, write_atomically
 from launcher.spec import HostSlots, JobSpec
 from launcher.targets.facts import code_hash, differences, unfit_gpus, versions
-from launcher.targets.probe import Probed, answer_path
+from launcher.targets.probe import SHARED_WAIT_S, Probed, answer_path
 from launcher.targets.ssh import EXIT_SSH, Answer, ask_hosts
 from launcher.units import format_bytes
 
 PROBE_TIMEOUT_S = 60.0
-# Ranks of a launcher that was killed need a moment to notice.
-LEFTOVER_WAIT_S = 10.0
-SHARED_WAIT_S = 5.0
+SHARED_POLL_S = 0.1
 
 SAME_ENVIRONMENT = "the same environment must be at the same path on every host"
 SSH_WAYS_OUT = (
@@ -210,7 +210,9 @@ def _ask(
         for answer, path in zip(answers, beside, strict=True):
             found = _read(answer)
             if found is not None:
-                probed[answer.host] = dataclasses.replace(found, can_write=found.can_write and _comes(path))
+                # What a host says that it wrote counts once it is seen here.
+                comes = found.can_write and wait_until(path.exists, timeout_s=SHARED_WAIT_S, poll_s=SHARED_POLL_S)
+                probed[answer.host] = dataclasses.replace(found, can_write=comes)
     except OSError as error:
         raise SubmitError(f"the run folder {run.root} cannot be written: {error.strerror or error}") from error
     finally:
@@ -231,16 +233,6 @@ def _probe_words(run: RunFolder, spec: JobSpec, python: str, nonce: Path, rank: 
         *(word for path in paths for word in ("--path", path)),
         *(("--port-seed", f"{run.root.name}-{time.time_ns()}") if rank == 0 else ()),
     )
-
-
-def _comes(path: Path) -> bool:
-    """What a host says that it wrote counts once it is seen here."""
-    end = time.monotonic() + SHARED_WAIT_S
-    while not path.exists():
-        if time.monotonic() >= end:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def _read(answer: Answer) -> Probed | None:

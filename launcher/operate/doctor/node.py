@@ -14,12 +14,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from launcher.node.environment import with_network
+from launcher.node.waiting import wait_until
 from launcher.operate.doctor.facts import gather
 from launcher.operate.doctor.judge import unfit_nodes
 from launcher.operate.doctor.output import say
@@ -107,17 +107,8 @@ def _gather(
         records = ((node, read_record(folder / f"{name}-{node}.json", kind)) for node in wanted)
         return {node: record for node, record in records if record is not None}
 
-    _wait(lambda: len(read()) == len(wanted), timeout_s)
+    wait_until(lambda: len(read()) == len(wanted), timeout_s=timeout_s, poll_s=POLL_S)
     return read()
-
-
-def _wait(condition: Callable[[], bool], timeout_s: float) -> bool:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() >= end:
-            return False
-        time.sleep(POLL_S)
-    return True
 
 
 def _unreachable(own: NodeReport, reports: dict[int, NodeReport]) -> tuple[int, ...]:
@@ -146,7 +137,7 @@ def _take_part(
     fit = tuple(node for node in sorted(reports) if node not in unfit)
     if fit and fit[0] == own.node_rank:
         write_record(path, Meeting(nodes=fit, address=own.address, port=_free_port()))
-    _wait(path.exists, REACH_S)
+    wait_until(path.exists, timeout_s=REACH_S, poll_s=POLL_S)
     meeting = read_record(path, Meeting)
     if meeting is not None and own.node_rank in meeting.nodes:
         say(_reduce(options, own, meeting))
