@@ -1,4 +1,4 @@
-"""The real job on two hosts of two ranks, by both launchers: the same losses as on one host."""
+"""The demo model on two hosts of two ranks, by both launchers: the same losses as on one host."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from slurm.bed import Bed
 from slurm.bed.settings import HEAD
 from tests.slurm.harness import ROOT
 from tests.slurm.several import assert_nothing_left
-from tests.tiny import make_alpaca_file, make_tiny_model
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(580)]
+pytestmark = [pytest.mark.slurm, pytest.mark.demo, pytest.mark.timeout(580)]
 
 TRAINING_S = 280.0
+NUM_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,12 @@ class Trained:
 
 
 def train(bed: Bed, cwd: Path, *overrides: str) -> Trained:
-    """launch.py from the login node, on a tiny model under ZeRO-2."""
+    """launch.py from the login node, on the demo model under ZeRO-2."""
     cwd.mkdir(exist_ok=True)
-    model, rows = make_tiny_model(cwd / "model"), make_alpaca_file(cwd / "rows.json", 48)
     command = (
-        sys.executable, str(ROOT / "launch.py"),
-        "model=path", f"model.path={model}", "data=alpaca", f"data.path={rows}", f"runs_dir={cwd}/runs",
-        "device=cpu", "shard=zero2", "train.global_batch=8", "train.micro_batch=2", "train.sequence_length=32",
-        "train.max_steps=4", "train.learning_rate=5e-3", "tracker=none", *overrides,
+        sys.executable, str(ROOT / "launch.py"), "experiment=demo", f"runs_dir={cwd}/runs", "device=cpu", "shard=zero2",
+        f"train.max_steps={NUM_STEPS}", "train.global_batch=4", "train.micro_batch=1", "train.sequence_length=64",
+        "data.max_samples=24", "tracker=none", *overrides,
     )  # fmt: skip
     done: subprocess.CompletedProcess[str] = bed.login(command, cwd=cwd, timeout_s=TRAINING_S)
     assert done.returncode == 0, done.stderr
@@ -63,7 +61,7 @@ def test_two_hosts_train_as_one_does(bed: Bed, tmp_path: Path, on_one_host: Trai
     hostfile = tmp_path / "hosts"
     hostfile.write_text("node1 slots=2\nnode2 slots=2\n")
     found = train(bed, tmp_path / "two", "cluster=hosts", f"cluster.hostfile={hostfile}", f"launcher={program}")
-    assert len(found.losses) == 4
+    assert len(found.losses) == NUM_STEPS
     assert found.losses == pytest.approx(on_one_host.losses, abs=2e-4)
     assert found.finished.eval_loss_before == pytest.approx(on_one_host.finished.eval_loss_before, abs=2e-4)
     assert found.finished.eval_loss_after == pytest.approx(on_one_host.finished.eval_loss_after, abs=2e-4)
