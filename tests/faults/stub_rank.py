@@ -9,8 +9,7 @@ all of them miss a rank that dies (stub_peers). Its environment says what else i
 - STUB_SAVE_EVERY, STUB_SAVE_S: a checkpoint every so many steps, and how long one takes;
 - STUB_MODE: what goes wrong, on rank STUB_RANK (1): raise (at step 3), exit (at step 3, code 9, without a word), eat
   (at step 3, 2 GiB), hang (never comes to the end of the step after a stop was asked), stubborn (the same, and TERM is
-  ignored), slow (every step takes a second more); or linger (rank 0 does not exit when all is done);
-- STUB_ATTEMPT: only in this attempt.
+  ignored); or linger (rank 0 does not exit when all is done).
 """
 
 from __future__ import annotations
@@ -41,7 +40,6 @@ SAVE_EVERY = int(os.environ.get("STUB_SAVE_EVERY", "0"))
 SAVE_S = float(os.environ.get("STUB_SAVE_S", "0"))
 JOINS = bool(os.environ.get("STUB_JOIN"))
 FAULTY_RANK = int(os.environ.get("STUB_RANK", "1"))
-FAULTY_ATTEMPT = os.environ.get("STUB_ATTEMPT", "")
 
 
 def main() -> None:
@@ -69,7 +67,7 @@ class Stub:
         self.fence = Fence(run=run, attempt=start.attempt)
         self.group = join() if JOINS else None
         self.peers = None if JOINS else Peers(run.attempt(start.attempt), start.rank, start.world_size)
-        self.mode = os.environ.get("STUB_MODE", "") if FAULTY_ATTEMPT in ("", str(start.attempt)) else ""
+        self.mode = os.environ.get("STUB_MODE", "")
         if self.mode == "stubborn" and start.rank == FAULTY_RANK:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -134,8 +132,6 @@ class Stub:
             return
         if self.mode == "raise" and step == 3:
             raise ValueError("the stub was told to fail\nwith a second line")
-        if self.mode == "slow":
-            time.sleep(1.0)
         if self.mode == "exit" and step == 3:
             os._exit(9)
         if self.mode == "eat" and step == 3:
