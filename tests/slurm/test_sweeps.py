@@ -135,6 +135,14 @@ def test_64_cells_are_one_array_sent_by_one_sbatch(client: Client, drained: None
     assert len(client.calls()) == 1
 
 
+def test_what_is_too_much_for_one_array_is_sent_as_several(client: Client) -> None:
+    done = client.launch("train.seed=1,2,3,4,5", "cluster.max_array_size=2", "sweep.wait=true")
+    assert done.returncode == 0, done.stderr
+    assert client.arrays() == [(0, 1), (2, 3), (4,)]
+    assert [call.split()[0] for call in client.calls()] == ["--test-only"] * 3 + ["--parsable"] * 3
+    assert client.statuses() == ["finished"] * 5
+
+
 def test_failed_cells_are_sent_again_and_no_others(client: Client) -> None:
     rates = "train.learning_rate=1e-4,1e-3,1e-2"
     done = client.launch(rates, "train.seed=1,2", "sweep.wait=true", job="fail=0.001")
