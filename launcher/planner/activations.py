@@ -3,6 +3,8 @@ changes both."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from launcher.models import Role
 from launcher.planner import attention
 from launcher.planner.block import FP32, BlockBytes, block_bytes
@@ -93,6 +95,7 @@ def _running_forward(work: Workload, moment: Moment) -> tuple[Term, ...]:
     )
 
 
+@lru_cache(maxsize=16)
 def _kept_by_all(work: Workload) -> tuple[int, str, str]:
     """Bytes a token that all blocks keep together, how they are counted, and the source of that."""
     stream = work.shape.hidden_size * work.residual_bytes

@@ -123,6 +123,7 @@ def _attention_inputs(work: Workload, linears: dict[str, Held]) -> int:
     return kept
 
 
+@lru_cache(maxsize=64)
 def _is_sparse(block: Block) -> bool:
     return any(p.role is Role.EXPERT for p in block.parameters)
 
@@ -176,6 +177,7 @@ def _expert_extra(work: Workload, block: Block) -> int:
     return inputs + outputs + router + visits * (4 * INDEX_BYTES + 2 * FP32) + (shape.num_experts + 1) * FP32
 
 
+@lru_cache(maxsize=64)
 def has_adapted_experts(block: Block) -> bool:
     """Whether LoRA is on the stacked experts, whose whole weights then have a gradient."""
     return any(p.state is State.ADAPTER and p.name.startswith("mlp.experts.") for p in block.parameters)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from launcher.models import Role
 from launcher.planner.inventory import Block, Held, Inventory
 from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, LOSS, Moment, Part, Place
@@ -37,6 +39,7 @@ def running_parts(inventory: Inventory, moment: Moment) -> tuple[Held, ...]:
     return inventory.largest_block.made_at(moment.part)
 
 
+@lru_cache(maxsize=1024)
 def made_numel(inventory: Inventory, moment: Moment) -> int:
     """Trained elements that have their gradient at a moment of a first backward pass."""
     return (
@@ -46,6 +49,7 @@ def made_numel(inventory: Inventory, moment: Moment) -> int:
     )
 
 
+@lru_cache(maxsize=1024)
 def in_flight_numel(inventory: Inventory, moment: Moment) -> int:
     """Elements of the gradient that was just computed: the largest there is around a moment."""
     if moment in BEFORE_GRADIENTS:

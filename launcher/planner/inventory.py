@@ -106,16 +106,13 @@ class Inventory:
         """The block with the most elements."""
         return max(self.blocks, key=Block.numel)
 
-    def counted(self, *states: State) -> Iterator[tuple[Held, int]]:
+    def counted(self, *states: State) -> tuple[tuple[Held, int], ...]:
         """Each parameter of the given states (all when none is given) with the number of times it occurs."""
-        for group in self.groups:
-            for parameter in group.parameters:
-                if not states or parameter.state in states:
-                    yield parameter, group.copies
+        return _counted(self, states)
 
     def numel(self, *states: State) -> int:
         """Elements over the whole model."""
-        return sum(group.copies * group.numel(*states) for group in self.groups)
+        return _numel(self, states)
 
     @cached_property
     def trained_numel(self) -> int:
@@ -130,6 +127,21 @@ class Inventory:
     def largest_numel(self, *states: State) -> int:
         """Elements of the largest single parameter; 0 where there is none."""
         return max((parameter.numel for parameter, _ in self.counted(*states)), default=0)
+
+
+@lru_cache(maxsize=1024)
+def _counted(inventory: Inventory, states: tuple[State, ...]) -> tuple[tuple[Held, int], ...]:
+    return tuple(
+        (parameter, group.copies)
+        for group in inventory.groups
+        for parameter in group.parameters
+        if not states or parameter.state in states
+    )
+
+
+@lru_cache(maxsize=1024)
+def _numel(inventory: Inventory, states: tuple[State, ...]) -> int:
+    return sum(group.copies * group.numel(*states) for group in inventory.groups)
 
 
 def _is_made(name: str, part: Part) -> bool:

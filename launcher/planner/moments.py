@@ -41,10 +41,10 @@ class Point(StrEnum):
     LOSS = "at the loss"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Moment:
     """One of them, and the phase that it belongs to. place and part are None outside the blocks' backward pass, point
-    outside the forward pass."""
+    outside the forward pass. There is one object for each, and formulas ask which it is."""
 
     name: str
     phase: Phase

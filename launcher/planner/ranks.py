@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 
 from launcher.planner.activations import activation_terms, activations_at, forward_activations
 from launcher.planner.logits import evaluated_logits, logits_at
@@ -23,22 +24,29 @@ def rank_plans(work: Workload) -> tuple[RankPlan, ...]:
     sharding = SHARDINGS[work.spec.shard.kind]
     classes = sharding.rank_classes(work)
     _, first = classes[0]
-    passing, moments = passing_terms(work), highest_moments(work, first)
-    besides = sharding.after_evaluation(work)
+    found = shared_terms(work, first)
     return tuple(
-        RankPlan(
-            ranks=tuple(ranks),
-            terms=with_first_step(joined((*sharding.terms(work, rank), *passing), moments), besides),
-        )
-        for ranks, rank in classes
+        RankPlan(ranks=_numbers(ranks), terms=found.and_own(sharding.own_terms(work, rank))) for ranks, rank in classes
     )
+
+
+@lru_cache(maxsize=64)
+def _numbers(ranks: range) -> tuple[int, ...]:
+    """The ranks of a class; thousands in a large job, and the same in the next."""
+    return tuple(ranks)
 
 
 def plan_of_rank(work: Workload, rank: int) -> RankPlan:
     """One rank's own plan, where its class is planned for another."""
     sharding = SHARDINGS[work.spec.shard.kind]
+    return RankPlan(ranks=(rank,), terms=shared_terms(work, rank).and_own(sharding.own_terms(work, rank)))
+
+
+def shared_terms(work: Workload, rank: int) -> Shared:
+    """What a rank has, but for what is its own."""
+    sharding = SHARDINGS[work.spec.shard.kind]
     found = joined((*sharding.terms(work, rank), *passing_terms(work)), highest_moments(work, rank))
-    return RankPlan(ranks=(rank,), terms=with_first_step(found, sharding.after_evaluation(work)))
+    return Shared(found, sharding.after_evaluation(work))
 
 
 def passing_terms(work: Workload) -> tuple[Term, ...]:
@@ -95,24 +103,43 @@ def joined(found: tuple[Term, ...], moments: list[tuple[Moment, tuple[Term, ...]
             if known is None:
                 by_name[made.name] = made
             elif (known.size_bytes, known.formula) == (made.size_bytes, made.formula):
-                by_name[made.name] = dataclasses.replace(known, phases=(*known.phases, *made.phases))
+                by_name[made.name] = known.alive_in((*known.phases, *made.phases))
             else:
                 name = f"{made.name}, {moment}"
                 by_name[name] = dataclasses.replace(made, name=name)
     return tuple(by_name.values())
 
 
-def with_first_step(terms: tuple[Term, ...], besides: Mapping[Phase, tuple[Term, ...]]) -> tuple[Term, ...]:
-    """The terms, those alive at the peak of the first step marked so: it is a later step's, without optimizer states
-    until the optimizer makes them, and with what the evaluation before it has left."""
+class Shared:
+    """The terms that several classes of ranks have alike, to be joined by those that a class has of its own.
 
-    def size_bytes(phase: Phase) -> int:
-        alive = (t.size_bytes for t in terms if _is_in_first_step(t, phase))
-        return sum(alive) + sum(t.size_bytes for t in besides.get(phase, ()))
+    Those alive at the peak of the first step are marked so: it is a later step's, without optimizer states until the
+    optimizer makes them, and with what the evaluation before it has left.
+    """
 
-    peak = max(STEP, key=size_bytes)
-    marked = (_marked(found, in_first_step=_is_in_first_step(found, peak)) for found in terms)
-    return (*marked, *besides.get(peak, ()))
+    def __init__(self, terms: tuple[Term, ...], besides: Mapping[Phase, tuple[Term, ...]]) -> None:
+        self.terms, self.besides = terms, besides
+        left = {phase: sum(t.size_bytes for t in besides.get(phase, ())) for phase in STEP}
+        self.sizes = _with_sizes(left, terms)
+        self.marked: dict[Phase, tuple[Term, ...]] = {}
+
+    def and_own(self, own: tuple[Term, ...]) -> tuple[Term, ...]:
+        """All terms of one class."""
+        sizes = _with_sizes(self.sizes, own)
+        peak = max(STEP, key=sizes.__getitem__)
+        if peak not in self.marked:
+            self.marked[peak] = (*_marked(self.terms, peak), *self.besides.get(peak, ()))
+        return (*_marked(own, peak), *self.marked[peak])
+
+
+def _with_sizes(sizes: Mapping[Phase, int], terms: Iterable[Term]) -> dict[Phase, int]:
+    """What the first step has in each phase, with more terms."""
+    found = dict(sizes)
+    for term in terms:
+        for phase in term.phases:
+            if phase in found and _is_in_first_step(term, phase):
+                found[phase] += term.size_bytes
+    return found
 
 
 def _is_in_first_step(found: Term, phase: Phase) -> bool:
@@ -120,9 +147,13 @@ def _is_in_first_step(found: Term, phase: Phase) -> bool:
     return exists and phase in found.phases
 
 
-def _marked(found: Term, *, in_first_step: bool) -> Term:
-    if in_first_step is (Phase.FIRST_STEP in found.phases):
-        return found
-    wanted = (*found.phases, Phase.FIRST_STEP) if in_first_step else found.phases
-    phases = tuple(p for p in Phase if p in wanted and (in_first_step or p is not Phase.FIRST_STEP))
-    return dataclasses.replace(found, phases=phases)
+def _marked(terms: Iterable[Term], peak: Phase) -> Iterator[Term]:
+    return (term.alive_in(_phases(term.phases, _is_in_first_step(term, peak))) for term in terms)
+
+
+@lru_cache(maxsize=256)
+def _phases(phases: tuple[Phase, ...], in_first_step: bool) -> tuple[Phase, ...]:
+    if in_first_step is (Phase.FIRST_STEP in phases):
+        return phases
+    wanted = (*phases, Phase.FIRST_STEP) if in_first_step else phases
+    return tuple(p for p in Phase if p in wanted and (in_first_step or p is not Phase.FIRST_STEP))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from launcher.spec import JobSpec
 
@@ -56,19 +57,41 @@ class Term:
     formula: str
     source: str
 
+    def alive_in(self, phases: tuple[Phase, ...]) -> Term:
+        """The same in other phases."""
+        if phases is self.phases:
+            return self
+        return Term(
+            name=self.name,
+            kind=self.kind,
+            size_bytes=self.size_bytes,
+            phases=phases,
+            formula=self.formula,
+            source=self.source,
+        )
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True)
 class RankPlan:
-    """The plan of the ranks that share one shape. Computed by sums over terms; never stored twice."""
+    """The plan of the ranks that share one shape. What it says is sums over its terms, each added up once."""
 
     ranks: tuple[int, ...]
     terms: tuple[Term, ...]
 
     def allocated_bytes_in(self, phase: Phase) -> int:
         """Bytes the framework's allocator has handed out at the phase's peak."""
-        return sum(t.size_bytes for t in self.terms if phase in t.phases and t.kind is not TermKind.OUTSIDE)
+        return self._allocated_bytes[phase]
 
-    @property
+    @cached_property
+    def _allocated_bytes(self) -> dict[Phase, int]:
+        found = dict.fromkeys(Phase, 0)
+        for term in self.terms:
+            if term.kind is not TermKind.OUTSIDE:
+                for phase in term.phases:
+                    found[phase] += term.size_bytes
+        return found
+
+    @cached_property
     def peak_phase(self) -> Phase:
         """The phase with the highest peak; the earliest of equals, but the first step only where it is alone."""
         return max(Phase, key=lambda phase: (self.allocated_bytes_in(phase), phase is not Phase.FIRST_STEP))
@@ -78,7 +101,7 @@ class RankPlan:
         """Peak bytes of tensors over all phases (torch.cuda.max_memory_allocated)."""
         return self.allocated_bytes_in(self.peak_phase)
 
-    @property
+    @cached_property
     def outside_bytes(self) -> int:
         """Bytes the process holds beside the allocator (context, NCCL, interpreter on CPU)."""
         return sum(t.size_bytes for t in self.terms if t.kind is TermKind.OUTSIDE)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from launcher.models import Role
 from launcher.planner import quantisation
 from launcher.planner.constants import Key
 from launcher.planner.experts import merged_at, merged_forward
-from launcher.planner.inventory import Held, State
+from launcher.planner.inventory import Block, State
 from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, Moment, Place, Point
 from launcher.planner.terms import FROM_FIRST_STEP, at, term
 from launcher.planner.types import Term, TermKind
@@ -108,18 +110,20 @@ def cast_numel(work: Workload, moment: Moment) -> int:
     and then the running block's."""
     if not work.autocasts_weights or moment is EMBEDDING or moment.point in (Point.EMBEDDING, Point.FIRST_GATHER):
         return 0
-    blocks = sum(block.copies * _cast_numel(work, block.parameters) for block in work.inventory.blocks)
-    head = _cast_numel(work, work.inventory.root.parameters)
+    is_tied = work.shape.tie_word_embeddings
+    each = [_cast_numel(block, is_tied) for block in work.inventory.blocks]
+    blocks = sum(block.copies * numel for block, numel in zip(work.inventory.blocks, each, strict=True))
+    head = _cast_numel(work.inventory.root, is_tied)
     if moment.point is not None:
         return blocks + (head if moment.point in (Point.HEAD, Point.LOSS) else 0)
     waiting = 0 if work.checkpointing else blocks
     if moment.place is None:
         return waiting + (head if moment in BEFORE_GRADIENTS else 0)
-    one_block = max(_cast_numel(work, block.parameters) for block in work.inventory.blocks)
-    return max(waiting, one_block) if moment.place is Place.LAST else one_block
+    return max(waiting, *each) if moment.place is Place.LAST else max(each)
 
 
-def _cast_numel(work: Workload, parameters: tuple[Held, ...]) -> int:
-    """Elements of trained matrices that a matrix product reads: not norms, not a mere embedding."""
-    roles = (*MATMUL_ROLES, Role.EMBEDDING) if work.shape.tie_word_embeddings else MATMUL_ROLES
-    return sum(p.numel for p in parameters if p.state.is_trained and p.role in roles)
+@lru_cache(maxsize=64)
+def _cast_numel(block: Block, is_tied: bool) -> int:
+    """Elements of trained matrices that a matrix product reads: not norms, and an embedding only as the head."""
+    roles = (*MATMUL_ROLES, Role.EMBEDDING) if is_tied else MATMUL_ROLES
+    return sum(p.numel for p in block.trained if p.role in roles)

@@ -1,7 +1,8 @@
 """How each sharding splits what a job holds, and the buffers it adds: one file each, all with the same functions.
 
 rank_classes(work): the ranks, gathered by equal plans, each class with the rank that is planned for it.
-terms(work, rank): weights, gradients, optimizer states and buffers of a rank that do not depend on the moment.
+terms(work, rank): weights, gradients, optimizer states and buffers of a rank that do not depend on the moment, but for
+own_terms(work, rank): those in which classes of ranks differ.
 terms_at(work, rank, moment): those that do, from the loss on.
 after_evaluation(work): what a step that follows an evaluation has besides, by phase.
 GATHERS: the points of a forward pass, besides its blocks, at which gathering can make it the highest.
@@ -28,6 +29,8 @@ class Sharding(Protocol):
     def rank_classes(self, work: Workload) -> tuple[tuple[range, int], ...]: ...
 
     def terms(self, work: Workload, rank: int) -> tuple[Term, ...]: ...
+
+    def own_terms(self, work: Workload, rank: int) -> tuple[Term, ...]: ...
 
     def terms_at(self, work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]: ...
 

@@ -54,6 +54,12 @@ def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     return (*whole_weights(work), *_broadcast(work), *_buckets(work), *_gradients(work), *_optimizer_states(work))
 
 
+def own_terms(work: Workload, rank: int) -> tuple[Term, ...]:
+    """Every rank holds the same."""
+    del work, rank
+    return ()
+
+
 def after_evaluation(work: Workload) -> dict[Phase, tuple[Term, ...]]:
     """An evaluation leaves nothing."""
     del work

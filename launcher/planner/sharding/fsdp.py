@@ -59,11 +59,18 @@ def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
 
 
 def terms(work: Workload, rank: int) -> tuple[Term, ...]:
-    """Shards, gradients and optimizer states of one rank (on the host when offloaded), and the gather buffers."""
+    """Shards and gradients (on the host when offloaded), and what loading and saving need: padded, and so the same on
+    every rank."""
+    del rank
     buffers = (*whole_constants(work), *_loading(work))
     if work.spec.shard.offload is Offload.ALL:
         return buffers
-    return (*_shards(work), *_gradients(work), *_optimizer_states(work, rank), *buffers)
+    return (*_shards(work), *_gradients(work), *buffers)
+
+
+def own_terms(work: Workload, rank: int) -> tuple[Term, ...]:
+    """Optimizer states of the rows that a rank really has; on the host when offloaded."""
+    return () if work.spec.shard.offload is Offload.ALL else _optimizer_states(work, rank)
 
 
 def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:

@@ -11,7 +11,7 @@ import math
 from functools import lru_cache
 
 from launcher.planner import quantisation
-from launcher.planner.inventory import Block, Held, State
+from launcher.planner.inventory import Block, Held, Inventory, State
 from launcher.planner.types import TermKind
 from launcher.planner.workload import Workload
 from launcher.spec import Dtype
@@ -27,24 +27,29 @@ KINDS = {
 
 
 def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
-    """Ranks by how many trained rows they really have. A tensor's first ranks have a whole share, one may have what is
-    left, and the others none: between those borders all ranks are alike."""
-    world_size = work.world_size
+    """Ranks by how many trained rows they really have."""
+    return _classes(work.inventory, work.world_size)
+
+
+@lru_cache(maxsize=64)
+def _classes(inventory: Inventory, world_size: int) -> tuple[tuple[range, int], ...]:
+    """A tensor's first ranks have a whole share, one may have what is left, and the others none: between those borders
+    all ranks are alike."""
     borders = {0, world_size}
-    for rows in {p.shape[0] for p, _ in work.inventory.counted(*TRAINED)}:
+    for rows in {p.shape[0] for p, _ in inventory.counted(*TRAINED)}:
         whole = rows // ceil_div(rows, world_size)
         borders |= {min(whole, world_size), min(whole + 1, world_size)}
     cuts = sorted(borders)
     ranges = [range(begin, end) for begin, end in itertools.pairwise(cuts)]
-    return tuple((ranks, ranks[0]) for ranks in _joined(work, ranges))
+    return tuple((ranks, ranks[0]) for ranks in _joined(inventory, world_size, ranges))
 
 
-def _joined(work: Workload, ranges: list[range]) -> list[range]:
+def _joined(inventory: Inventory, world_size: int, ranges: list[range]) -> list[range]:
     """Neighbours that hold equally much, as one."""
     found: list[range] = []
     last = -1
     for ranks in ranges:
-        numel = sum(n * count for n, count in local_tensors(work, ranks[0]))
+        numel = sum(n * count for n, count in _local_tensors(inventory, world_size, ranks[0]))
         if found and numel == last:
             found[-1] = range(found[-1].start, ranks.stop)
         else:
@@ -55,7 +60,12 @@ def _joined(work: Workload, ranges: list[range]) -> list[range]:
 
 def local_tensors(work: Workload, rank: int) -> tuple[tuple[int, int], ...]:
     """Trained elements of one rank, tensor by tensor, with how often such a tensor occurs."""
-    return tuple((local_numel(p.shape, work.world_size, rank), count) for p, count in work.inventory.counted(*TRAINED))
+    return _local_tensors(work.inventory, work.world_size, rank)
+
+
+@lru_cache(maxsize=256)
+def _local_tensors(inventory: Inventory, world_size: int, rank: int) -> tuple[tuple[int, int], ...]:
+    return tuple((local_numel(p.shape, world_size, rank), count) for p, count in inventory.counted(*TRAINED))
 
 
 def local_numel(shape: tuple[int, ...], world_size: int, rank: int) -> int:
