@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from launcher.hostfile import read_hostfile
-from launcher.reader import AUTO, Reader
+from launcher.reader import Reader
+from launcher.schema import AUTO
 from launcher.spec import ClusterKind, ClusterSpec, GpuRequest, HostsSpec, Mode, SlurmSpec
 from launcher.units import GIB, KIB, MIB
 

@@ -16,8 +16,9 @@ from launcher.errors import InputError, Problem
 from launcher.host import Host
 from launcher.models import ModelShape, model_shape, read_config
 from launcher.precision import COMPUTE
-from launcher.reader import AUTO, Reader
+from launcher.reader import Reader
 from launcher.rules import broken_rules
+from launcher.schema import AUTO
 from launcher.shards import shard_defaults, storage_dtype
 from launcher.spec import (
     ActivationCheckpointing,

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from launcher.errors import Problem
 
-AUTO = "auto"
 Word = TypeVar("Word", bound=StrEnum)
 
 

@@ -19,10 +19,10 @@ from launcher.host import Host
 from launcher.planner.calibration import load_constants
 from launcher.planner.plan import equivalents, is_close, make_plan
 from launcher.planner.types import MemoryPlan, Verdict
-from launcher.reader import AUTO
 from launcher.report.plan_json import plan_json
 from launcher.report.plan_table import show_plan
 from launcher.report.tracing import TraceScreen
+from launcher.schema import AUTO
 from launcher.spec import Fit, JobSpec, Mode, PlanBy, PlanFormat
 
 Conf = Mapping[str, Any]

@@ -11,13 +11,12 @@ from launcher.runs.attempts import last_attempt
 from launcher.runs.layout import RunFolder
 from launcher.runs.logs import agent_log, job_logs, nodes_of, rank_logs
 from launcher.runs.markers import read_markers
-from launcher.runs.records import Status
+from launcher.runs.records import GOES_ON, Status
 from launcher.runs.registry import RunSummary
 
 POLL_S = 0.3
 # How a run stands is asked less often: a scheduler is shared with others.
 STATUS_PERIOD_S = 2.0
-GOES_ON = (Status.QUEUED, Status.RUNNING)
 
 Write = Callable[[bytes], None]
 Say = Callable[[str], None]

@@ -8,11 +8,9 @@ from launcher.runs.called import run_command
 from launcher.runs.checkpoints import difference_to, newest_checkpoint
 from launcher.runs.frozen import read_launch_plan
 from launcher.runs.layout import RunFolder
-from launcher.runs.records import Status, Submission
+from launcher.runs.records import GOES_ON, Status, Submission
 from launcher.runs.registry import RunSummary
 from launcher.spec import JobSpec, read_job
-
-GOES_ON = (Status.QUEUED, Status.RUNNING)
 
 
 def check_resumable(run: RunFolder, summary: RunSummary, submission: Submission | None) -> str:

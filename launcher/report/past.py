@@ -11,11 +11,10 @@ from launcher.runs.layout import RunFolder
 from launcher.runs.logs import log_tail
 from launcher.runs.markers import has_failure, read_markers
 from launcher.runs.outcome import Outcome
-from launcher.runs.records import Status
+from launcher.runs.records import ENDED, Status
 from launcher.runs.registry import RunSummary, read_submission
 
 EXIT_CODES = {Status.FINISHED: 0, Status.STOPPED: 130, Status.CANCELLED: 130}
-ENDED = (*EXIT_CODES, Status.FAILED)
 
 
 def past_outcome(run: RunFolder, summary: RunSummary, word: SchedulerWord | None = None) -> Outcome:

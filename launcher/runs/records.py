@@ -29,6 +29,10 @@ class Status(StrEnum):
     UNKNOWN = "unknown"
 
 
+GOES_ON = frozenset({Status.QUEUED, Status.RUNNING})
+ENDED = frozenset({Status.FINISHED, Status.FAILED, Status.STOPPED, Status.CANCELLED})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
     """state.json, written by the launcher. launcher_pid and launcher_start tell whether it still lives, on `host`.

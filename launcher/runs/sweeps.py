@@ -21,9 +21,9 @@ from pathlib import Path
 from launcher.errors import InputError, Problem
 from launcher.runs.layout import RunFolder
 from launcher.runs.records import read_record
+from launcher.runs.registry import LAST
 from launcher.spec import ClusterKind
 
-LAST = "last"
 FOLDER = "sweeps"
 
 

@@ -13,7 +13,7 @@ from launcher.operate.queue import SlurmQueue
 from launcher.report.sweeps import Standing
 from launcher.runs.attempts import last_attempt
 from launcher.runs.lock import hold_lock
-from launcher.runs.records import Status, write_exclusively
+from launcher.runs.records import GOES_ON, Status, write_exclusively
 from launcher.runs.stopping import CANCEL, ask_to_stop
 from launcher.runs.sweeps import Sweep, SweepFolder, read_arrays, read_sweep
 from launcher.scheduler.client import Ask, SchedulerRefused, SchedulerSilent, ask
@@ -22,7 +22,7 @@ from launcher.spec import ClusterKind
 from launcher.sweeps.standing import standings
 from launcher.sweeps.submit import adopt
 
-GOING_ON = frozenset({Status.QUEUED, Status.RUNNING, Status.UNKNOWN})
+GOING_ON = GOES_ON | {Status.UNKNOWN}
 
 
 def cancel(folder: SweepFolder, say: Callable[[str], None], *, grace_s: float) -> tuple[Standing, ...]:
@@ -113,7 +113,7 @@ class SlurmSweepCancel:
         wait_until(lambda: not self._has_jobs(), timeout_s=timeout_s, poll_s=POLL_S)
 
     def _has_jobs(self) -> bool:
-        return any(each.status in (Status.QUEUED, Status.RUNNING) for each in self._going_on())
+        return any(each.status in GOES_ON for each in self._going_on())
 
 
 def cancelled_words(cells: Sequence[Standing]) -> str:

@@ -15,13 +15,13 @@ from launcher.report.sweep_table import CellResult
 from launcher.report.sweeps import Standing
 from launcher.runs.called import sweep_command
 from launcher.runs.layout import RunFolder
-from launcher.runs.records import Status
+from launcher.runs.records import ENDED, Status
 from launcher.runs.status import Queue
 from launcher.runs.sweeps import SweepFolder, read_sweep
 from launcher.runs.tail import RunTail
 from launcher.sweeps.cells import PlannedCell
 from launcher.sweeps.outcomes import outcome_of
-from launcher.sweeps.standing import ENDED, standings
+from launcher.sweeps.standing import standings
 
 # Short jobs are seen soon, and long ones do not burden the controller: a twentieth of what has passed.
 FIRST_POLL_S = 1.0

@@ -17,8 +17,6 @@ from launcher.scheduler.client import SchedulerSilent
 from launcher.spec import ClusterKind
 from launcher.sweeps.submit import adopt
 
-ENDED = frozenset({Status.FINISHED, Status.FAILED, Status.STOPPED, Status.CANCELLED})
-
 
 def look(folder: SweepFolder) -> tuple[Sweep, tuple[Standing, ...], str]:
     """The sweep, how its cells stand, and what was said instead of an answer where the scheduler gave none.
