@@ -17,8 +17,7 @@ from launcher.planner.verdict import need
 from launcher.spec import to_json
 
 from .cases import Case, Metric
-from .jobs import Job, job_of
-from .reading import Unmodelled
+from .jobs import Job
 
 Bounds = tuple[int, int]
 
@@ -129,14 +128,6 @@ _replayed: dict[tuple[str, Practice], int | None] = {}
 def _worst(estimate: Estimate) -> RankPlan:
     ranks = (training_part(rank) for rank in estimate.ranks)
     return max(ranks, key=lambda rank: rank.allocated_bytes + rank.outside_bytes)
-
-
-def score_case(case: Case) -> list[Score] | Skipped:
-    """Every figure of a case scored, or the reason why none is."""
-    try:
-        return score_job(case, job_of(case))
-    except Unmodelled as reason:
-        return Skipped(id=case.id, group=case.group, reason=str(reason))
 
 
 def score_job(case: Case, job: Job) -> list[Score]:

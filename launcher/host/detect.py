@@ -35,11 +35,6 @@ class Host:
     ram_total_bytes: int
     ram_available_bytes: int
 
-    @property
-    def has_mixed_gpus(self) -> bool:
-        """Whether its GPUs are of more than one kind, so that gpu stands for the smallest."""
-        return len(set(self.gpu_names)) > 1
-
 
 def detect_host(*, env: Mapping[str, str] | None = None, nvml: Any = pynvml, root: Path = cgroup.ROOT) -> Host:
     """Ask the driver, the kernel and the control group. env, nvml and root (of /proc and /sys) are for tests."""

@@ -73,11 +73,6 @@ class ModelShape:
         return sum(parameter.num_elements for parameter in self.parameters)
 
     @property
-    def num_embedding_parameters(self) -> int:
-        """The embedding, and the output head where it is not the same tensor."""
-        return sum(p.num_elements for p in self.with_role(Role.EMBEDDING, Role.HEAD))
-
-    @property
     def linears(self) -> tuple[Parameter, ...]:
         """The weights of the linear layers inside the blocks: neither the head nor experts nor routers."""
         return self.with_role(Role.LINEAR)
@@ -90,7 +85,3 @@ class ModelShape:
     def with_role(self, *roles: Role) -> tuple[Parameter, ...]:
         """The parameters that have one of these roles."""
         return tuple(parameter for parameter in self.parameters if parameter.role in roles)
-
-    def in_layer(self, layer: int | None) -> tuple[Parameter, ...]:
-        """The parameters of one block, or with None those outside the blocks."""
-        return tuple(parameter for parameter in self.parameters if parameter.layer == layer)

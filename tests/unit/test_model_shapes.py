@@ -138,7 +138,7 @@ def test_sliding_window_counts_only_where_a_layer_uses_it(config: dict[str, Any]
 
 def test_roles_of_a_mixture_of_experts() -> None:
     shape = model_shape(tiny_config("qwen3_moe-some-dense"))
-    by_role = {role: [p.name for p in shape.in_layer(1) if p.role is role] for role in Role}
+    by_role = {role: [p.name for p in shape.with_role(role) if p.layer == 1] for role in Role}
     block = "model.layers.1."
     assert by_role == {
         Role.EMBEDDING: [],
@@ -155,4 +155,4 @@ def test_roles_of_a_mixture_of_experts() -> None:
         Role.HEAD: [],
         Role.ADAPTER: [],
     }
-    assert shape.num_embedding_parameters == 2 * 128 * 64
+    assert sum(p.num_elements for p in shape.with_role(Role.EMBEDDING, Role.HEAD)) == 2 * 128 * 64
