@@ -15,6 +15,7 @@ fake tensors cannot is replaced here, as little of it as possible:
     kernels.py          scratch memory inside kernels, which no tensor shows
     recorder.py         the dispatch mode that records, and answers what is asked by value
     repeats.py          results of operations that were seen before, made without FakeTensorMode
+    shortcuts.py        what torch works out anew in every call, worked out once
     categories.py       what each storage turned out to be
     job.py              jobs.job.Job with synthetic data, weights of the right shape and no files
     selftest.py         known small graphs with known bytes: a replacement that stops holding is noticed here

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from jobs.tracing.repeats import Repeats
 from launcher.planner.tracing.events import Event, Kind, Label, Mark
@@ -96,7 +95,7 @@ class Recorder(TorchDispatchMode):
         self.phase: Phase | None = None
         self.answers: Counter[str] = Counter()
         self.num_operations = 0
-        self._numbers = WeakIdKeyDictionary()
+        self._numbers: dict[int, int] = {}  # of the storage at an address, as long as it lives
         self._alive: dict[int, int] = {}
         self._is_host: set[int] = set()
         self._pinned: set[int] = set()
@@ -160,7 +159,7 @@ class Recorder(TorchDispatchMode):
 
     def resized(self, storage: torch.UntypedStorage, size_bytes: int) -> None:
         """A storage was resized in place, which no operation shows."""
-        number = self._numbers.get(storage)
+        number = self._numbers.get(storage._cdata)
         if number is not None:
             self._resize(number, size_bytes)
 
@@ -177,7 +176,7 @@ class Recorder(TorchDispatchMode):
         """Say what the storages of some tensors are; the first word about a storage counts."""
         for tensor in tensors:
             for part in flat_tensors(tensor):
-                number = self._numbers.get(part.untyped_storage())
+                number = self._numbers.get(part.untyped_storage()._cdata)
                 if number is not None and self.blocks[number].category is None:
                     self.blocks[number].category = category
 
@@ -224,7 +223,7 @@ class Recorder(TorchDispatchMode):
         if func is aten._pin_memory.default:
             return self._pin(tensor)
         if func is aten.is_pinned.default:
-            return self._numbers.get(tensor.untyped_storage()) in self._pinned
+            return self._numbers.get(tensor.untyped_storage()._cdata) in self._pinned
         if not isinstance(tensor, FakeTensor):
             return func(*args, **kwargs)
         if func is aten.equal.default:
@@ -236,7 +235,7 @@ class Recorder(TorchDispatchMode):
         """A page-locked copy, which fake tensors cannot make (torch 2.13 fake_impls.py): a plain copy, noted as one."""
         copy = aten.clone.default(tensor)
         self.track(copy, "aten::_pin_memory")
-        number = self._numbers.get(copy.untyped_storage())
+        number = self._numbers.get(copy.untyped_storage()._cdata)
         if number is not None:
             self._pinned.add(number)
         return copy
@@ -273,28 +272,30 @@ class Recorder(TorchDispatchMode):
         return self.main
 
     def _note_all(self, result: Any, operation: str) -> None:
-        if isinstance(result, torch.Tensor):
+        if type(result) is FakeTensor:
+            self._note(result, operation)
+        elif isinstance(result, torch.Tensor):
             self.track(result, operation)
         elif isinstance(result, (list, tuple)):
             for part in result:
                 self._note_all(part, operation)
 
     def _note(self, tensor: torch.Tensor, operation: str) -> None:
-        kind = tensor.device.type
-        if kind != self.device and (self.host is None or kind != "cpu"):
-            return
         storage = tensor.untyped_storage()
-        size_bytes = storage.nbytes()
-        number = self._numbers.get(storage)
+        address, size_bytes = storage._cdata, storage.nbytes()
+        number = self._numbers.get(address)
         if number is not None:
             self._resize(number, size_bytes)
             return
+        kind = tensor.device.type
+        if kind != self.device and (self.host is None or kind != "cpu"):
+            return
         block = self._new_block(operation, size_bytes, tuple(tensor.shape), None)
-        self._numbers[storage] = block.number
+        self._numbers[address] = block.number
         if kind != self.device:
             self._is_host.add(block.number)
             block.stream = 0
-        finaliser = weakref.finalize(storage, self._release, block.number)
+        finaliser = weakref.finalize(storage, self._release, block.number, address)
         finaliser.atexit = False
         self._allocate(block.number, size_bytes, block.stream)
 
@@ -329,7 +330,8 @@ class Recorder(TorchDispatchMode):
         into.events.append((Kind.FREE, number, size_bytes, self.blocks[number].stream))
         into.allocated_bytes -= size_bytes
 
-    def _release(self, number: int) -> None:
+    def _release(self, number: int, address: int) -> None:
+        del self._numbers[address]
         if number in self._alive:
             self._free(number)
             del self._alive[number]

@@ -32,10 +32,14 @@ ABSOLUTE = frozenset(
         aten.view.dtype,
     }
 )
+SLICE = aten.slice.Tensor
+SLICE_WITHOUT_STEP = 4  # arguments: the tensor, which dimension, from where, to where
 COMPLEX = frozenset({torch.complex32, torch.complex64, torch.complex128})
 META = torch.device("meta")
 
-make_subclass = torch.Tensor._make_subclass
+empty, empty_strided, make_subclass = torch.empty, torch.empty_strided, torch.Tensor._make_subclass
+_DisableTorchDispatch = torch._C._DisableTorchDispatch
+_set_throw_on_mutable_data_ptr = torch._C._set_throw_on_mutable_data_ptr
 fake_mode_now = torch._C._get_dispatch_mode
 FAKE = torch._C._TorchDispatchModeKey.FAKE
 
@@ -54,7 +58,7 @@ class _Unknown(Exception):
 class Made:
     """A tensor to make: new, or in the storage of the tensor argument numbered `source`, so many elements further on.
 
-    attributes: what FakeTensor's constructor leaves on its instance.
+    attributes: what FakeTensor's constructor leaves on its instance. is_same: the source once more, as it is.
     """
 
     shape: tuple[int, ...]
@@ -64,18 +68,23 @@ class Made:
     device: torch.device
     source: int | None
     attributes: dict[str, Any]
+    is_same: bool
 
-    def again(self, tensors: list[FakeTensor]) -> FakeTensor:
-        """The tensor, given the tensor arguments."""
-        with torch._C._DisableTorchDispatch():
-            plain = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=META)
-            if self.source is not None:
+    def again(self, tensors: list[FakeTensor], further: int = 0) -> FakeTensor:
+        """The tensor, given the tensor arguments, and how much further on it is this time."""
+        with _DisableTorchDispatch():
+            if self.source is None:
+                plain = empty_strided(self.shape, self.stride, dtype=self.dtype, device=META)
+            elif self.is_same and not further:
+                plain = tensors[self.source]
+            else:
                 source = tensors[self.source]
-                offset = source.storage_offset() + self.offset
+                plain = empty((0,), dtype=self.dtype, device=META)
+                offset = source.storage_offset() + self.offset + further
                 plain.set_(source.untyped_storage(), offset, self.shape, self.stride)
-        made = make_subclass(FakeTensor, plain, False, dispatch_device=True, device_for_backend_keys=self.device)
+            made = make_subclass(FakeTensor, plain, False, dispatch_device=True, device_for_backend_keys=self.device)
         made.__dict__.update(self.attributes)
-        torch._C._set_throw_on_mutable_data_ptr(made)
+        _set_throw_on_mutable_data_ptr(made)
         return made  # type: ignore[return-value]
 
 
@@ -134,6 +143,8 @@ class Repeats:
             return _as_ever
         if operation.namespace == COLLECTIVES:
             return _collective
+        if operation is SLICE:
+            return self._slice
         is_kept = operation.namespace in NAMESPACES and not any(tag in operation.tags for tag in NEVER)
         return self._run_kept if is_kept else _as_ever
 
@@ -150,6 +161,35 @@ class Repeats:
         is_same = _key(operation, args, kwargs, []) == key  # or else it has changed its arguments' sizes
         self._results[key] = _result(result, tensors) if is_same else None
         return result
+
+    def _slice(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One known slice stands for all of its length: the others begin further on in the same storage.
+
+        ZeRO-3 gathers parameters and gradients in buffers, each in a place of its own.
+        """
+        further = _beginning(*args) if len(args) == SLICE_WITHOUT_STEP and not kwargs else None
+        if further is None:
+            return self._run_kept(operation, args, kwargs)
+        tensor, dim, start, end = args
+        first = (tensor, dim, 0, end - start)
+        tensors: list[FakeTensor] = []
+        try:
+            key = _key(operation, first, kwargs, tensors)
+        except _Unknown:
+            return operation(*args)
+        if key not in self._results:
+            self._run_kept(operation, first, kwargs)
+        known = self._results[key]
+        if known is None or not isinstance(known.parts[0], Made):
+            return operation(*args)
+        return known.parts[0].again(tensors, further)
+
+
+def _beginning(tensor: torch.Tensor, dim: int, start: int | None, end: int | None) -> int | None:
+    """How many elements into its tensor a slice begins; None where that takes more than these numbers to say."""
+    if start is None or end is None:
+        return None
+    return start * tensor.stride(dim) if 0 <= start <= end <= tensor.shape[dim] else None
 
 
 def _as_ever(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -246,8 +286,13 @@ def _part(tensor: Any, tensors: list[FakeTensor]) -> Made | Argument | Value | N
         device=tensor.fake_device,
         source=source,
         attributes=dict(tensor.__dict__),
+        is_same=source is not None and _layout(tensor) == _layout(tensors[source]),
     )
     return made if _alike(made.again(tensors), tensor) else None
+
+
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype
 
 
 def _alike(made: FakeTensor, tensor: FakeTensor) -> bool:

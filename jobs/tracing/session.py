@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import tempfile
@@ -46,6 +47,7 @@ def record(
     """
     began_s = time.perf_counter()
     say("importing libraries")
+    gc.disable()
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from jobs.tracing import (
@@ -60,6 +62,7 @@ def record(
         process_group,
         quantised,
         selftest,
+        shortcuts,
         zero,
     )
     from jobs.tracing.categories import category_of
@@ -76,6 +79,7 @@ def record(
         attention.install(target)
         kernels.install()
     fake_tensors.install(Recorder.active)
+    shortcuts.install()
     process_group.install(target)
     huggingface.install(target)
     if spec.shard.kind is ShardKind.DDP:
@@ -86,6 +90,9 @@ def record(
         zero.install(target, Recorder.active)
     if spec.train.optimizer is Optimizer.PAGED_ADAMW_8BIT and target.on_cuda:
         quantised.page_on_host(notes.append)
+    # What the libraries consist of is never garbage: it is not looked through for any, neither now nor in the job.
+    gc.freeze()
+    gc.enable()
     selftest.run(target)
     recorder = selftest.new_recorder(target)
     if spec.method.quant_type is not None:

@@ -9,7 +9,10 @@
   (partition_parameters.py, AllGatherCoalescedHandle.wait), and gradients are concatenated whole
   (comm/coalesced_collectives.py, reduce_scatter_coalesced).
 - Its coordinator lists the parameters of hundreds of modules ahead of each (partitioned_param_coordinator.py): these
-  lists are kept.
+  lists are kept, and whether a module is a leaf is looked up where the flag is.
+- It asks each parameter that it frees where its data is, and marks the data as used on the current stream, which makes
+  two views of it (partition_parameters.py, free_param): no stream here is ever behind, so it is freed at once.
+- Its engine registers passes for compiling, which no job here does, and imports torch's inductor for it (engine.py).
 
 What a rank holds is told apart by the engine's own names, and what it makes on the way by the functions that make it.
 """
@@ -58,7 +61,8 @@ def write_config(spec: JobSpec, run: RunFolder) -> None:
 def install(target: Target, recorder: Current) -> None:
     """Answer for the planned device and for the other ranks, and tell what the engine makes."""
     from deepspeed.accelerator import get_accelerator
-    from deepspeed.runtime.zero import partitioned_param_coordinator, stage3, utils
+    from deepspeed.runtime import engine
+    from deepspeed.runtime.zero import partition_parameters, partitioned_param_coordinator, stage3, utils
     from deepspeed.runtime.zero.partition_parameters import AllGatherCoalescedHandle
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
@@ -79,10 +83,16 @@ def install(target: Target, recorder: Current) -> None:
     utils.get_lst_from_rank0 = lambda numbers: numbers
     assert hasattr(AllGatherCoalescedHandle, "wait")
     AllGatherCoalescedHandle.wait = wait_for_gathered
+    assert hasattr(partition_parameters, "free_param")
+    partition_parameters.free_param = free_param
     assert hasattr(stage3, "reduce_scatter_coalesced")
     stage3.reduce_scatter_coalesced = reduce_scatter_coalesced
     assert hasattr(partitioned_param_coordinator, "iter_params")
     partitioned_param_coordinator.iter_params = _kept_lists(partitioned_param_coordinator.iter_params)
+    assert hasattr(partitioned_param_coordinator, "z3_leaf_module")
+    partitioned_param_coordinator.z3_leaf_module = is_leaf
+    assert hasattr(engine, "is_deepcompile_supported")
+    engine.is_deepcompile_supported = lambda: False
     assert hasattr(nvtx, "enable_nvtx")
     nvtx.enable_nvtx = False  # names for a profiler that is not there
     _tell(DeepSpeedZeroOptimizer, ZERO2_MAKES, recorder)
@@ -107,6 +117,15 @@ def wait_for_gathered(handle: Any, handle_dependency: bool = True) -> None:
     handle.complete = True
     if not handle_dependency and flat.device.type == "cuda":
         handle.data_buffer.append([flat])  # kept until the coordinator frees it, and with it all that was gathered
+
+
+def free_param(parameter: Any) -> None:
+    """partition_parameters.free_param without record_stream()."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    assert not parameter.ds_active_sub_modules, f"freed while in use: {parameter.ds_summary()}"
+    parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+    parameter.ds_status = ZeroParamStatus.NOT_AVAILABLE
 
 
 def reduce_scatter_coalesced(tensors: list[torch.Tensor], group: Any = None) -> list[torch.Tensor]:
@@ -143,15 +162,21 @@ def _elements_of(rank: int, num_elements: int, part: int) -> int:
     return min(max(num_elements - rank * part, 0), part)
 
 
+def is_leaf(module: Any) -> bool:
+    """z3_leaf_module. Nearly no module has the flag, and nn.Module raises an error before it says so."""
+    return bool(module.__dict__.get("_z3_leaf", False))
+
+
 def _kept_lists(list_parameters: Callable[..., Iterable[Any]]) -> Callable[..., Iterable[Any]]:
     """iter_params, asked once of each module and as soon as it uses further parameters of other modules."""
     kept: dict[tuple[Any, bool, int], tuple[Any, ...]] = {}
 
     def listed(module: Any, recurse: bool = False) -> Iterable[Any]:
-        key = (module, recurse, len(module.ds_external_parameters()))
-        if key not in kept:
-            kept[key] = tuple(list_parameters(module, recurse))
-        return kept[key]
+        key = (module, recurse, len(module._external_params))
+        parameters = kept.get(key)
+        if parameters is None:
+            parameters = kept[key] = tuple(list_parameters(module, recurse))
+        return parameters
 
     return listed
 

@@ -74,6 +74,7 @@ def described(result: Any, inputs: torch.Tensor) -> Any:
 KNOWN: dict[str, Program] = {
     "new": lambda x: aten.mm.default(x, aten.t.default(x)),
     "view": lambda x: aten.view.default(x, [48]),
+    "same": lambda x: aten.detach.default(x),
     "slice": lambda x: aten.slice.Tensor(x, 0, 2, 4),
     "strides": lambda x: aten.as_strided.default(x, [3], [2], 5),
     "bytes": lambda x: aten.view.dtype(x, torch.uint8),
@@ -102,6 +103,18 @@ def test_a_known_result_is_made_as_it_was_without_the_mode(mode: Counting, name:
         mode.num_operations = 0
         result = KNOWN[name](inputs)
         assert mode.num_operations == (1 if name in OF_ONE_OFFSET else 0)
+    assert described(result, inputs) == expected
+
+
+@pytest.mark.parametrize(("dim", "start", "end"), [(0, 3, 5), (-1, 2, 4), (0, 4, 6), (0, 6, 6), (0, 4, 7), (0, -2, 6)])
+def test_a_slice_of_a_known_length_begins_anywhere(mode: Counting, dim: int, start: int, end: int) -> None:
+    expected_inputs, inputs = matrix(offset=16), matrix(offset=16)
+    expected = described(aten.slice.Tensor(expected_inputs, dim, start, end), expected_inputs)
+    with Repeating(Repeats()):
+        aten.slice.Tensor(inputs, dim, 0, 2)
+        mode.num_operations = 0
+        result = aten.slice.Tensor(inputs, dim, start, end)
+        assert (mode.num_operations == 0) == (end - start == 2)
     assert described(result, inputs) == expected
 
 

@@ -49,3 +49,28 @@ def test_a_gathered_parameter_is_what_deepspeed_makes_of_it(gathered: Any) -> No
     for own, other in zip(ours.params, theirs.params, strict=True):
         assert (own.shape, own.dtype, own.ds_status) == (other.shape, other.dtype, other.ds_status)
         assert own.untyped_storage().nbytes() == other.untyped_storage().nbytes() == 2 * own.ds_numel
+
+
+def test_a_freed_parameter_is_what_deepspeed_leaves_of_it(gathered: Any) -> None:
+    from deepspeed.runtime.zero import partition_parameters
+
+    from jobs.tracing.zero import free_param
+
+    theirs, ours = (gathered().params[0] for _ in range(2))
+    for parameter, free in ((theirs, partition_parameters.free_param), (ours, free_param)):
+        parameter.ds_active_sub_modules = set()
+        free(parameter)
+    assert (ours.shape, ours.dtype, ours.ds_status) == (theirs.shape, theirs.dtype, theirs.ds_status)
+
+
+def test_a_leaf_is_told_by_its_flag() -> None:
+    import torch
+    from deepspeed.utils import set_z3_leaf_modules, z3_leaf_module
+
+    from jobs.tracing.zero import is_leaf
+
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+    set_z3_leaf_modules(model, [torch.nn.Linear])
+    modules = list(model.modules())
+    assert [is_leaf(module) for module in modules] == [z3_leaf_module(module) for module in modules]
+    assert [is_leaf(module) for module in modules] == [False, True, False]
