@@ -7,7 +7,7 @@ from rich.table import Table
 
 from launcher.fitting.largest import largest_within
 from launcher.planner.estimate import Estimate
-from launcher.planner.sharding.zero3 import KEPT
+from launcher.planner.sharding.zero3_gathered import KEPT
 from launcher.spec import JobSpec
 from launcher.units import GIB
 

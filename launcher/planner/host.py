@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from launcher.planner import optimizer
 from launcher.planner.constants import Key
 from launcher.planner.inventory import State
-from launcher.planner.sharding import fsdp, rows, zero2, zero3
+from launcher.planner.sharding import fsdp, rows, zero2, zero3, zero3_layout
 from launcher.planner.types import HostMoment, HostTerm
 from launcher.planner.workload import Workload
 from launcher.spec import Dtype, MethodKind, Offload, ShardKind
@@ -130,8 +130,8 @@ def offloaded_bytes_per_rank(work: Workload) -> int:
             # fp32 master, two moments and the fp32 gradients it steps with; a half-precision copy for the way back.
             return zero2.partition_numel(work) * (4 * FP32 + work.gradient_bytes)
         case ShardKind.ZERO3:
-            weights = sum(zero3.shard_bytes(work, state) for state in State if work.inventory.numel(state))
-            states = zero3.partition_numel(work) * (4 * FP32 + work.gradient_bytes)
+            weights = sum(zero3_layout.shard_bytes(work, state) for state in State if work.inventory.numel(state))
+            states = zero3_layout.partition_numel(work) * (4 * FP32 + work.gradient_bytes)
             return states + (weights if shard.offload is Offload.ALL else 0)
         case ShardKind.DDP:
             raise AssertionError("DDP offloads nothing")
@@ -157,7 +157,7 @@ def pinned_blocks(work: Workload) -> tuple[int, ...]:
         )
     if shard.kind is ShardKind.ZERO2:
         return (zero2.partition_numel(work) * FP32,) * 2
-    return tuple(numel * FP32 for numel in zero3.sub_group_numels(work)) * 2
+    return tuple(numel * FP32 for numel in zero3_layout.sub_group_numels(work)) * 2
 
 
 def power_of_two(size_bytes: int) -> int:

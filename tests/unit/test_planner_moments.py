@@ -8,7 +8,7 @@ from launcher.planner.experts import merged_numels
 from launcher.planner.inventory import State
 from launcher.planner.moments import MOMENTS, Place
 from launcher.planner.ranks import highest_moments, plan_of_rank, rank_plans
-from launcher.planner.sharding import fsdp, prefetch, rows, zero2, zero3
+from launcher.planner.sharding import fsdp, prefetch, rows, zero2, zero3_gathered
 from launcher.planner.types import Phase
 from tests.planner_jobs import estimate, job, model_config, only_rank, term
 
@@ -63,7 +63,7 @@ def test_prefetching_is_that_of_a_real_engine() -> None:
     """deepspeed 0.19.8 with two layers of Llama 3 8B in bf16, checkpointed, the evaluation before the first step: at
     its loss the coordinator counted 625,999,872 available elements beside the head's, and at most all 1,486,880,768
     before."""
-    found = zero3.live_bytes(two_layers(method="full", shard="zero3"))  # type: ignore[arg-type]
+    found = zero3_gathered.live_bytes(two_layers(method="full", shard="zero3"))  # type: ignore[arg-type]
     block = 2 * 218_103_808
     loss = 2 * 625_999_872
     assert found == prefetch.Live(
@@ -79,7 +79,7 @@ def test_prefetching_is_that_of_a_real_engine() -> None:
 def test_prefetching_ends_at_the_limit() -> None:
     """Nothing ahead but the bucket that passes the limit, which has one parameter at least."""
     work = estimate(job(method="full", shard="zero3", gpus=8, knobs={"max_live_parameters": 1})).work
-    found = zero3.live_bytes(work)
+    found = zero3_gathered.live_bytes(work)
     assert (found.embedding, found.head, found.loss) == (2 * EMBEDDING, 2 * EMBEDDING, 0)
 
 
