@@ -93,7 +93,7 @@ def predicted_bytes(estimate: Estimate, metric: Metric) -> int:
     worst = _worst(estimate)
     if metric is Metric.ALLOCATED:
         return worst.allocated_bytes
-    found = need(estimate.spec, worst)
+    found = need(estimate.spec, worst, practice=estimate.work.practice)
     return found.reserved_bytes if metric is Metric.RESERVED else found.process_bytes
 
 
@@ -101,7 +101,7 @@ def bounds_of(estimate: Estimate, metric: Metric) -> Bounds:
     """What a plan allows a figure to be. Of tensors alone, what its interval says of them; else from what it needs to
     what it may reserve."""
     worst = _worst(estimate)
-    found, outside = need(estimate.spec, worst), worst.outside_bytes
+    found, outside = need(estimate.spec, worst, practice=estimate.work.practice), worst.outside_bytes
     if metric is Metric.ALLOCATED:
         low = found.low_bytes - outside
         return low, 2 * worst.allocated_bytes - low

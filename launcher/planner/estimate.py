@@ -63,7 +63,7 @@ class Estimator:
         work = self.workload(spec)
         ranks = rank_plans(work)
         worst = max(ranks, key=lambda rank: rank.allocated_bytes + rank.outside_bytes)
-        found = need(spec, worst, self.constants)
+        found = need(spec, worst, self.constants, self.practice)
         return Estimate(work=work, ranks=ranks, need=found, verdict=verdict(found, spec.device.memory_bytes))
 
     def best(self, spec: JobSpec) -> Estimate:
