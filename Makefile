@@ -45,8 +45,10 @@ check: install
 system:
 	@$(PYTHON) slurm/bed/packages.py --install $(if $(CI),,|| true)
 
+# The tests on a cluster wait more than they compute: two beds side by side.
 test: system check
-	$(BIN)/python -m pytest -q --durations=10 -m '$(REAL)'
+	$(BIN)/python -m pytest -q --durations=10 -m '($(REAL)) and not slurm'
+	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile -m slurm
 
 clean:
 	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache

@@ -20,7 +20,7 @@ from tests.slurm.several import assert_nothing_left
 
 pytestmark = [pytest.mark.slurm, pytest.mark.demo, pytest.mark.timeout(580)]
 
-TRAINING_S = 280.0
+TRAINING_S = 500.0
 NUM_STEPS = 2
 
 
