@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, in_kernel_invocation_manag
 
 aten = torch.ops.aten
 
-NAMESPACES = ("aten", "prims", "fsdp")
+NAMESPACES = ("aten", "prims", "fsdp", "bitsandbytes")
 NEVER = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view)
 PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
 VALUES = (int, float, bool, type(None))

@@ -9,7 +9,8 @@
   (partition_parameters.py, AllGatherCoalescedHandle.wait), and gradients are concatenated whole
   (comm/coalesced_collectives.py, reduce_scatter_coalesced).
 - Its coordinator lists the parameters of hundreds of modules ahead of each (partitioned_param_coordinator.py): these
-  lists are kept, and whether a module is a leaf is looked up where the flag is.
+  lists are kept, whether a module is a leaf is looked up where the flag is, and nothing is looked up for a module that
+  has nothing to release.
 - It asks each parameter that it frees where its data is, and marks the data as used on the current stream, which makes
   two views of it (partition_parameters.py, free_param): no stream here is ever behind, so it is freed at once.
 - Its engine registers passes for compiling, which no job here does, and imports torch's inductor for it (engine.py).
@@ -49,6 +50,7 @@ ZERO3_MAKES = {
     "_DeepSpeedZeroOptimizer_Stage3__reduce_and_partition_ipg_grads": TermKind.SHARDING_BUFFERS,
     "_prepare_sub_group": TermKind.GRADIENTS,
 }
+PARAMS_TO_RELEASE = "_PartitionedParameterCoordinator__params_to_release"
 COORDINATOR_MAKES = {"fetch_sub_module": TermKind.SHARDING_BUFFERS}
 
 
@@ -91,6 +93,9 @@ def install(target: Target, recorder: Current) -> None:
     partitioned_param_coordinator.iter_params = _kept_lists(partitioned_param_coordinator.iter_params)
     assert hasattr(partitioned_param_coordinator, "z3_leaf_module")
     partitioned_param_coordinator.z3_leaf_module = is_leaf
+    assert hasattr(PartitionedParameterCoordinator, PARAMS_TO_RELEASE)
+    to_release = getattr(PartitionedParameterCoordinator, PARAMS_TO_RELEASE)
+    setattr(PartitionedParameterCoordinator, PARAMS_TO_RELEASE, only_where_any(to_release))
     assert hasattr(engine, "is_deepcompile_supported")
     engine.is_deepcompile_supported = lambda: False
     assert hasattr(nvtx, "enable_nvtx")
@@ -165,6 +170,21 @@ def _elements_of(rank: int, num_elements: int, part: int) -> int:
 def is_leaf(module: Any) -> bool:
     """z3_leaf_module. Nearly no module has the flag, and nn.Module raises an error before it says so."""
     return bool(module.__dict__.get("_z3_leaf", False))
+
+
+def only_where_any(to_release: Callable[..., set[int]]) -> Callable[..., set[int]]:
+    """__params_to_release, asked of modules with parameters that do not persist. The others' set is kept as it keeps
+    its own: release_sub_module adds to it."""
+    from deepspeed.runtime.zero import partitioned_param_coordinator as coordinators
+
+    @functools.cache
+    def found(coordinator: Any, module: Any, step: int) -> set[int]:
+        parameters = coordinators.iter_params(module, recurse=is_leaf(module))
+        if all(parameter.ds_persist for parameter in parameters):
+            return set()
+        return to_release(coordinator, module, step)
+
+    return found
 
 
 def _kept_lists(list_parameters: Callable[..., Iterable[Any]]) -> Callable[..., Iterable[Any]]:

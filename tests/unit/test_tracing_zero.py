@@ -74,3 +74,24 @@ def test_a_leaf_is_told_by_its_flag() -> None:
     modules = list(model.modules())
     assert [is_leaf(module) for module in modules] == [z3_leaf_module(module) for module in modules]
     assert [is_leaf(module) for module in modules] == [False, True, False]
+
+
+class Module:
+    """With parameters that persist, or do not."""
+
+    def __init__(self, *persists: bool) -> None:
+        self.parameters = [SimpleNamespace(ds_persist=flag) for flag in persists]
+
+
+def test_only_modules_with_something_to_release_are_looked_ahead_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.runtime.zero import partitioned_param_coordinator
+
+    from jobs.tracing.zero import only_where_any
+
+    monkeypatch.setattr(partitioned_param_coordinator, "iter_params", lambda module, recurse: module.parameters)
+    to_release = only_where_any(lambda _coordinator, _module, _step: {7})
+    modules = (Module(), Module(True, True), Module(True, False))
+    assert [to_release(None, module, 1) for module in modules] == [set(), set(), {7}]
+    to_release(None, modules[0], 1).add(3)
+    assert to_release(None, modules[0], 1) == {3}  # kept, as DeepSpeed keeps it
+    assert to_release(None, modules[0], 2) == set()
