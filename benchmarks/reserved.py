@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console
 from rich.progress import track
@@ -27,7 +27,8 @@ METHODS = ("full", "lora", "qlora")
 CHECKPOINTING = ("none", "full")
 SEQUENCES = (1024, 4096)
 ACCUMULATION = (1, 2)
-SEGMENTS = {"expandable": True, "torch's default": False}
+TORCHS_DEFAULT = "torch's default"
+SEGMENTS = {"expandable": True, TORCHS_DEFAULT: False}
 
 
 def jobs() -> Iterator[JobSpec]:
@@ -45,15 +46,12 @@ def jobs() -> Iterator[JobSpec]:
         )
 
 
-def percents(spec: JobSpec) -> dict[str, float]:
+def percents(spec: JobSpec, segments: Iterable[str] = tuple(SEGMENTS)) -> dict[str, float]:
     """Reserved over allocated in training, by the allocator's segments; without any limit."""
     found = estimate(spec)
     allocated = max(training_part(rank).allocated_bytes for rank in found.ranks)
     stream = events(found.work)
-    return {
-        name: 100 * replay(stream, expandable=expandable).peak_reserved_bytes / allocated
-        for name, expandable in SEGMENTS.items()
-    }
+    return {name: 100 * replay(stream, expandable=SEGMENTS[name]).peak_reserved_bytes / allocated for name in segments}
 
 
 def main() -> None:
