@@ -119,14 +119,15 @@ def least_allocated_bytes(events: Sequence[Event]) -> int:
     return peak
 
 
-def least_capacity_bytes(events: Sequence[Event], *, expandable: bool) -> int:
+def least_capacity_bytes(events: Sequence[Event], *, expandable: bool, reserved_bytes: int | None = None) -> int:
     """The least memory, in whole granules of 2 MiB, on which the stream survives: with one granule less it fails.
 
+    reserved_bytes: what the stream reserves without any limit, where that is known.
     Survival is not monotonic: emptying the cache earlier can leave a worse layout than emptying it later. So the
     answer is a boundary above which evenly spaced probes, up to what the stream reserves without any limit, survive
     as well; a probe that fails moves the search above it.
     """
-    surviving = replay(events, expandable=expandable).peak_reserved_bytes
+    surviving = replay(events, expandable=expandable).peak_reserved_bytes if reserved_bytes is None else reserved_bytes
     if surviving == 0:
         return 0
     failing = round_up(least_allocated_bytes(events), GRANULE_BYTES) - GRANULE_BYTES

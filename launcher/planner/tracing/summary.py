@@ -60,11 +60,15 @@ def summarise(trace: Trace) -> Summary:
     phases = peaks(trace.events, trace.marks, categories, size_of=block_bytes if on_cuda else _as_asked)
     highest = max((phase.allocated_bytes for phase in phases), default=0)
     host = peaks(trace.host_events, trace.marks, categories, size_of=_as_asked)
+    reserved = least = highest
+    if on_cuda:
+        reserved = replay(trace.events, expandable=True).peak_reserved_bytes
+        least = least_capacity_bytes(trace.events, expandable=True, reserved_bytes=reserved)
     return Summary(
         rank=trace.rank,
         phases=phases,
-        reserved_bytes=replay(trace.events, expandable=True).peak_reserved_bytes if on_cuda else highest,
-        least_capacity_bytes=least_capacity_bytes(trace.events, expandable=True) if on_cuda else highest,
+        reserved_bytes=reserved,
+        least_capacity_bytes=least,
         host_peak_bytes=max((phase.allocated_bytes for phase in host), default=0),
         versions=trace.versions,
         assumptions=trace.assumptions,
