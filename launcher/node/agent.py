@@ -41,7 +41,7 @@ from launcher.runs.frozen import read_launch_plan
 from launcher.runs.layout import RunFolder
 from launcher.runs.markers import read_markers
 from launcher.runs.processes import end_processes, processes_of_run
-from launcher.runs.records import NodeEnd, write_record
+from launcher.runs.records import NodeEnd, discard_half_written, write_record
 from launcher.spec import JobSpec, read_job
 
 HEAD_WAIT_S = NODE_LOSS_WAIT_S + 30.0
@@ -175,6 +175,7 @@ class Agent:
         end_processes(
             lambda: processes_of_run(self.launch.run_dir, is_of_earlier_attempt(self.attempt)), term_grace_s=0.0
         )
+        discard_half_written(self.run.root)
 
     def _not_started(self, text: str) -> int:
         """Say that no rank could be started here; the other nodes see it, and end theirs."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from launcher.runs.processes import read_stat
 from launcher.spec import to_json
 
 T = TypeVar("T")
@@ -282,7 +285,7 @@ class Manifest:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part; survives power loss."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = _temporary_beside(path)
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
@@ -297,7 +300,7 @@ def write_atomically(path: Path, text: str) -> None:
 def write_exclusively(path: Path, text: str) -> bool:
     """Write a file that nobody has written yet, whole or not at all; False where somebody has."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = _temporary_beside(path)
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
@@ -310,6 +313,20 @@ def write_exclusively(path: Path, text: str) -> bool:
     finally:
         Path(temporary).unlink(missing_ok=True)
     return True
+
+
+def _temporary_beside(path: Path) -> tuple[int, str]:
+    return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{socket.gethostname()}.{os.getpid()}.")
+
+
+def discard_half_written(folder: Path) -> None:
+    """Remove what processes of this host were about to write anywhere in a folder when they were killed."""
+    temporary = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(\d+)\.[^.]+")
+    for path in folder.rglob(".*"):
+        found = temporary.fullmatch(path.name)
+        stat = read_stat(int(found[1])) if found else None
+        if found and (stat is None or stat.is_zombie):
+            path.unlink(missing_ok=True)
 
 
 def write_record(path: Path, record: Any) -> None:

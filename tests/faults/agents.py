@@ -196,12 +196,12 @@ def belongs_to_attempt(attempt: int) -> Callable[[Mapping[str, str]], bool]:
     return lambda environment: environment.get("FITLAUNCH_ATTEMPT") == str(attempt)
 
 
-def assert_nothing_left(those: Nodes, *, within_s: float = 0.0, killed: bool = False) -> None:
-    """No process, port or half-written file is left of an attempt. killed: its processes were, whatever they did."""
+def assert_nothing_left(those: Nodes, *, within_s: float = 0.0) -> None:
+    """No process, port or half-written file is left of an attempt."""
     end = time.monotonic() + within_s
     while processes_of_run(those.launch.run_dir) and time.monotonic() < end:
         time.sleep(0.05)
     assert processes_of_run(those.launch.run_dir) == (), those.say()
     assert all(agent.poll() is not None for agent in those.agents)
     assert port_is_free(those.port)
-    assert_no_half_written_file(those.run, killed=killed)
+    assert_no_half_written_file(those.run)

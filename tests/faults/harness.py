@@ -128,13 +128,10 @@ def assert_nothing_left(launcher: LauncherProcess, *, within_s: float = 0.0) -> 
     assert_no_half_written_file(launcher.run)
 
 
-def assert_no_half_written_file(run: RunFolder, *, killed: bool = False) -> None:
-    """Every JSON file and line parses, and no temporary file is there. A lock file may be, if nobody holds it.
-
-    killed: processes were, and what they were about to write may lie there under a name that nobody reads.
-    """
+def assert_no_half_written_file(run: RunFolder) -> None:
+    """Every JSON file and line parses, and no temporary file is there. A lock file may be, if nobody holds it."""
     hidden = [path.name for path in run.root.rglob(".*")]
-    assert killed or hidden in ([], [run.lock.name])
+    assert hidden in ([], [run.lock.name])
     for path in run.root.rglob("*.json"):
         json.loads(path.read_text())
     for path in run.root.rglob("*.jsonl"):

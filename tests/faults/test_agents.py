@@ -291,7 +291,7 @@ def test_a_new_attempt_ends_what_an_earlier_one_has_left_on_its_nodes(slurm_run:
             new.agents[0].send_signal(signal.SIGTERM)
             assert new.wait() == [130, 130]
             assert (new.state().attempt, new.state().status) == (2, Status.STOPPED)
-    assert_nothing_left(old, killed=True)
+    assert_nothing_left(old)
 
 
 def accept_elsewhere(run: RunFolder, attempt: int) -> None:
