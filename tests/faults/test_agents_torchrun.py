@@ -6,6 +6,7 @@ Two agents on this host stand in for two nodes. Each test ends by proving that n
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -16,8 +17,12 @@ from launcher.runs.layout import RunFolder
 from launcher.runs.logs import rank_logs
 from launcher.runs.markers import read_markers
 from launcher.runs.records import Status
+from launcher.targets.folder import write_run_folder
 from tests.faults.agents import Nodes, assert_nothing_left, nodes, on_hosts, on_slurm, stub_job, stub_run
 from tests.faults.harness import kill
+from tests.launching import make_launch
+from tests.ranks import log_text, losses, make_spec, run_ranks, started, write_run
+from tests.tiny import make_alpaca_file, make_tiny_model
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 JOB = {"SLURM_JOB_ID": "17"}
@@ -80,3 +85,20 @@ def test_a_killed_agent(tmp_path: Path) -> None:
         assert both.state().status is Status.FAILED
         assert not run.node_end(1, 1).exists()
         assert_nothing_left(both, within_s=30.0)  # torchrun gives up its ranks, one of which has ended itself
+
+
+def test_two_nodes_train_as_one_does(tmp_path: Path) -> None:
+    make_tiny_model(tmp_path / "model")
+    make_alpaca_file(tmp_path / "data.json")
+    spec = make_spec(tmp_path / "model", tmp_path / "data.json")
+    alone = write_run(tmp_path / "alone", spec)
+    assert run_ranks(alone, spec) == 0, log_text(alone)
+    over_two = make_spec(tmp_path / "model", tmp_path / "data.json", world_size=1)
+    launch = make_launch(tmp_path / "runs", spec=on_hosts(over_two, 2), run_id="run", python=sys.executable)
+    run = write_run_folder(launch, now_s=time.time())
+    with nodes(run, launch) as both:
+        assert both.wait(120) == [0, 0]
+        assert started(run).world_size == 2
+        assert losses(run) == losses(alone)
+        assert len(losses(run)) == 6
+        assert_nothing_left(both)

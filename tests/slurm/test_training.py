@@ -154,8 +154,9 @@ def test_a_preempted_job_goes_on(bed: Bed, tmp_path: Path, job: tuple[str, ...],
             lambda: job_fields(bed, queued.job_id).get("PreemptTime", "None") not in ("None", "N/A"), timeout_s=60
         )
         assert preempted, job_fields(bed, queued.job_id)
-    wait_for_state(bed, other, timeout_s=120)
+    assert wait_for_state(bed, other, timeout_s=120) == "COMPLETED"
     queued.wait_until_completed()
+    assert queued.stopped(1).checkpoint is not None
     assert queued.stopped(1).cause in ("TERM", "SIGTERM")
     assert 3 <= queued.stopped(1).step == queued.resumed(2).resumed_from_step == max(queued.losses(attempt=1))
     assert not queued.run.requeue(1).exists(), "Slurm itself requeues what it preempts"
