@@ -13,7 +13,9 @@ fake tensors cannot is replaced here, as little of it as possible:
     huggingface.py      transformers' branches that look at values, and its loading of weights
     saving.py           files that are not written
     kernels.py          scratch memory inside kernels, which no tensor shows
-    recorder.py         the dispatch mode that records, and answers what is asked by value
+    recorder.py         the dispatch mode that records
+    blocks.py           what it writes down: storages, and the events of each device
+    answers.py          what it answers where only data could tell
     repeats.py          results of operations that were seen before, made without FakeTensorMode
     shortcuts.py        what torch works out anew in every call, worked out once
     categories.py       what each storage turned out to be

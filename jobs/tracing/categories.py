@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from jobs.tracing.recorder import Block, Recorder
+from jobs.tracing.blocks import Block
+from jobs.tracing.recorder import Recorder
 from launcher.planner.types import Phase, TermKind
 from launcher.spec import JobSpec, MethodKind, ShardKind
 

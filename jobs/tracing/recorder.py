@@ -7,18 +7,17 @@ storage sees it go. Sizes are those of the fake storages, which are the real one
 from __future__ import annotations
 
 import functools
-import sys
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from jobs.tracing.answers import Answers
+from jobs.tracing.blocks import Block, Stream, labels_of
 from jobs.tracing.repeats import Repeats
 from launcher.planner.tracing.events import Event, Kind, Label, Mark
 from launcher.planner.types import Phase, TermKind
@@ -45,32 +44,6 @@ Expansion = Callable[..., Any]
 """What an operation does inside, in operations that can be recorded."""
 
 
-@dataclass(slots=True)
-class Block:
-    """A storage that is, or was, alive. shape is its first tensor's.
-
-    category: what it turned out to be; made_for: what made it, where that tells what it is for.
-    """
-
-    number: int
-    size_bytes: int
-    stream: int
-    operation: str
-    shape: tuple[int, ...]
-    phase: Phase | None
-    category: TermKind | None = None
-    made_for: TermKind | None = None
-
-
-@dataclass(slots=True)
-class Stream:
-    """The events of one device."""
-
-    events: list[tuple[Kind, int, int, int]] = field(default_factory=list)  # kind, block, bytes, stream; mark: number
-    allocated_bytes: int = 0
-    peak_bytes: int = 0
-
-
 class Recorder(TorchDispatchMode):
     """Records the storages of `device`, and those of the host beside it where the device is not the host.
 
@@ -93,7 +66,7 @@ class Recorder(TorchDispatchMode):
         self.blocks: list[Block] = [Block(0, 0, 0, "", (), None)]
         self.marks: list[Mark] = []
         self.phase: Phase | None = None
-        self.answers: Counter[str] = Counter()
+        self.answers = Answers(asked_through=__file__)
         self.num_operations = 0
         self._numbers: dict[int, int] = {}  # of the storage at an address, as long as it lives
         self._alive: dict[int, int] = {}
@@ -227,9 +200,9 @@ class Recorder(TorchDispatchMode):
         if not isinstance(tensor, FakeTensor):
             return func(*args, **kwargs)
         if func is aten.equal.default:
-            self._note_answer("whether two tensors are equal", "yes")
+            self.answers.note("whether two tensors are equal", "yes")
             return True
-        return self._answer(tensor)
+        return self.answers.value_of(tensor)
 
     def _pin(self, tensor: torch.Tensor) -> torch.Tensor:
         """A page-locked copy, which fake tensors cannot make (torch 2.13 fake_impls.py): a plain copy, noted as one."""
@@ -239,26 +212,6 @@ class Recorder(TorchDispatchMode):
         if number is not None:
             self._pinned.add(number)
         return copy
-
-    # Answers to what only data could tell
-
-    def _answer(self, tensor: FakeTensor) -> bool | int | float:
-        """The value of a tensor. Zero is what flags of overflow have in a healthy step; counts are at least one."""
-        if tensor.constant is not None:
-            return tensor.constant.item()  # type: ignore[no-any-return]
-        dtype = tensor.dtype
-        value: bool | int | float
-        if dtype is torch.bool:
-            value = False
-        elif dtype.is_floating_point:
-            value = 0.0
-        else:
-            value = 0 if dtype is torch.uint8 else 1
-        self._note_answer(f"a {str(dtype).removeprefix('torch.')}", str(value))
-        return value
-
-    def _note_answer(self, what: str, answer: str) -> None:
-        self.answers[f"{_asker()} asked for {what}: answered {answer}"] += 1
 
     # The stream of events
 
@@ -352,29 +305,9 @@ class Recorder(TorchDispatchMode):
 
     def labelled(self, category_of: Callable[[Block], TermKind]) -> tuple[tuple[Label, ...], list[Event], list[Event]]:
         """Labels, the device's events and the host's, for a Trace."""
-        labels: dict[Label, int] = {Label(operation="", category=TermKind.ACTIVATIONS.value): 0}
-        of_block = [0] * len(self.blocks)
-        for block in self.blocks[1:]:
-            label = Label(operation=block.operation, category=category_of(block).value)
-            of_block[block.number] = labels.setdefault(label, len(labels))
-        pinned = self._pinned
-
-        def written(stream: Stream, *, is_host: bool) -> list[Event]:
-            return [
-                Event(kind, label=extra)
-                if kind is Kind.MARK
-                else Event(
-                    kind,
-                    0 if kind is Kind.WORKSPACE else number,
-                    size_bytes,
-                    (1 if number in pinned else 0) if is_host else extra,
-                    of_block[number],
-                )
-                for kind, number, size_bytes, extra in stream.events
-            ]
-
-        host = written(self.host, is_host=True) if self.host is not None else []
-        return tuple(labels), written(self.main, is_host=False), host
+        labels, of_block = labels_of(self.blocks, category_of)
+        host = [] if self.host is None else self.host.written(of_block, pinned=self._pinned)
+        return labels, self.main.written(of_block), host
 
 
 @functools.cache
@@ -391,17 +324,3 @@ def flat_tensors(tensor: Any) -> Iterable[torch.Tensor]:
             yield from flat_tensors(getattr(tensor, name))
         return
     yield tensor
-
-
-def _asker() -> str:
-    """File, line and function of the first frame outside torch and this module: who wants to know."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if f"{torch.__name__}/" not in name.replace("\\", "/") and name != __file__:
-            break
-        frame = frame.f_back  # type: ignore[assignment]
-    if frame is None:
-        return "torch"
-    parts = frame.f_code.co_filename.replace("\\", "/").split("/")
-    return f"{'/'.join(parts[-2:])}:{frame.f_lineno} {frame.f_code.co_name}"

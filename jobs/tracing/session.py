@@ -105,7 +105,7 @@ def record(
         with FakeTensorMode(allow_non_fake_inputs=True), recorder:
             job.run_to_end()
     labels, events, host_events = recorder.labelled(category_of(spec))
-    asked = (f"{answer} ({count}x)" for answer, count in sorted(recorder.answers.items()))
+    asked = (f"{answer} ({count}x)" for answer, count in sorted(recorder.answers.counts.items()))
     return Trace(
         device=target.device_type,
         rank=rank,
