@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from slurm.bed.processes import (
     PROC,
     command_of,
     find_init,
+    hold_namespaces,
     is_own,
     members_of,
     name_of,
@@ -87,26 +89,28 @@ class Bed:
 
     def down(self, *, keep_files: bool = False) -> None:
         """End everything; calling it again does no harm. Its files go too unless they are kept."""
-        namespaces = self.namespaces()
-        head = find_init(self._steps(HEAD))
-        if head is not None:
-            send(head, signal.SIGKILL)
-        gone = wait_until(lambda: not self._is_there(namespaces), timeout_s=DOWN_TIMEOUT_S)
+        with self.hold_namespaces() as namespaces:
+            head = find_init(self._steps(HEAD))
+            if head is not None:
+                send(head, signal.SIGKILL)
+            gone = wait_until(lambda: not members_of(namespaces), timeout_s=DOWN_TIMEOUT_S)
+            left = members_of(namespaces)
         if self._parent is not None:
             self._parent.wait(timeout=DOWN_TIMEOUT_S)
             if self._parent.stdin:
                 self._parent.stdin.close()
             self._parent = None
         if not gone:
-            raise BedError(f"processes of the bed do not end: {members_of(namespaces)}")
+            raise BedError(f"processes of the bed do not end: {left}")
         if not keep_files:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def namespaces(self) -> frozenset[str]:
-        """The namespaces that are this bed's own."""
+    @contextlib.contextmanager
+    def hold_namespaces(self) -> Iterator[frozenset[str]]:
+        """The namespaces that are this bed's own, whose numbers go to no others meanwhile."""
         inits = [find_init(self._steps(name)) for name in (HEAD, *(node.name for node in self.settings.nodes))]
-        found = frozenset[str]().union(*(namespaces_of(pid) for pid in inits if pid is not None))
-        return found - namespaces_of(os.getpid())
+        with hold_namespaces(pid for pid in inits if pid is not None) as namespaces:
+            yield namespaces - namespaces_of(os.getpid())
 
     # --- commands
 
@@ -179,7 +183,8 @@ class Bed:
 
     def strangers(self) -> tuple[str, ...]:
         """The processes in the bed that are not its own daemons: what jobs and commands have left running."""
-        return tuple(f"{pid} {' '.join(command_of(pid))}" for pid in members_of(self.namespaces()) if not is_own(pid))
+        with self.hold_namespaces() as namespaces:
+            return tuple(f"{pid} {' '.join(command_of(pid))}" for pid in members_of(namespaces) if not is_own(pid))
 
     def idle_nodes(self) -> frozenset[str]:
         """The nodes that Slurm would give to a job."""
@@ -208,11 +213,11 @@ class Bed:
     def power_off(self, name: str) -> None:
         """Every process of a node is gone at once, with its network and its memory."""
         pid = self.pid_of(self.node(name).name)
-        namespaces = namespaces_of(pid)
-        own = namespaces - namespaces_of(self.pid_of(HEAD))
-        send(pid, signal.SIGKILL)
-        if not wait_until(lambda: not members_of(own), timeout_s=DOWN_TIMEOUT_S):
-            raise BedError(f"processes of {name} do not end: {members_of(own)}")
+        with hold_namespaces([pid]) as namespaces:
+            own = namespaces - namespaces_of(self.pid_of(HEAD))
+            send(pid, signal.SIGKILL)
+            if not wait_until(lambda: not members_of(own), timeout_s=DOWN_TIMEOUT_S):
+                raise BedError(f"processes of {name} do not end: {members_of(own)}")
 
     def reboot(self, name: str) -> None:
         """Power off, then on."""
@@ -377,9 +382,6 @@ class Bed:
             send(pid, number)
         if not wait_until(lambda: not self._daemons(host, program), timeout_s=DOWN_TIMEOUT_S):
             raise BedError(f"{program} on {host} does not end")
-
-    def _is_there(self, namespaces: frozenset[str]) -> bool:
-        return bool(namespaces and members_of(namespaces))
 
 
 def _as_json(steps: Steps) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -38,6 +38,20 @@ def namespaces_of(pid: int) -> frozenset[str]:
         return frozenset(str((PROC / str(pid) / "ns" / kind).readlink()) for kind in KINDS)
     except OSError:
         return frozenset()
+
+
+@contextlib.contextmanager
+def hold_namespaces(pids: Iterable[int]) -> Iterator[frozenset[str]]:
+    """The namespaces of these processes, held open: the number of one that is gone is the next one's that is made."""
+    names = set[str]()
+    with contextlib.ExitStack() as held:
+        for pid in pids:
+            for kind in KINDS:
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    namespace = os.open(PROC / str(pid) / "ns" / kind, os.O_RDONLY)
+                    held.callback(os.close, namespace)
+                    names.add(str((PROC / "self" / "fd" / str(namespace)).readlink()))
+        yield frozenset(names)
 
 
 def is_own(pid: int) -> bool:

@@ -29,12 +29,12 @@ def standing_bed(bed_is_possible: None, tmp_path_factory: pytest.TempPathFactory
     settings = BedSettings(num_nodes=3, loopback_hostname=True)
     bed = Bed(tmp_path_factory.mktemp("cluster") / "bed", settings, tied=True)
     bed.up()
-    namespaces = bed.namespaces()
     try:
         yield bed
     finally:
-        bed.down()
-    assert_gone(bed, namespaces)
+        with bed.hold_namespaces() as namespaces:
+            bed.down()
+            assert_gone(bed, namespaces)
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def heal(bed: Bed) -> None:
 
 
 def assert_gone(bed: Bed, namespaces: frozenset[str]) -> None:
-    """Neither a process, nor a namespace that one could hold, nor a mount, a link or a file is left of a bed."""
+    """Neither a process, nor a mount, a link or a file is left of a bed."""
     assert namespaces
     assert members_of(namespaces) == ()
     assert str(bed.folder) not in Path("/proc/self/mountinfo").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from slurm.bed import Bed, BedError, BedSettings
-from slurm.bed.processes import members_of, wait_until
+from slurm.bed.processes import hold_namespaces, members_of, name_of, namespaces_of, wait_until
 from tests.slurm.harness import ROOT, assert_gone, job_state, submit, wait_for_state
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
@@ -119,19 +120,37 @@ def test_a_disk_is_full_on_every_host_or_one_nodes_own(bed: Bed, tmp_path: Path)
 def test_two_beds_stand_side_by_side_and_go_without_a_trace(bed: Bed, folder: Path) -> None:
     other = Bed(folder, BedSettings(num_nodes=1, num_gpus_per_node=0))
     other.up()
-    try:
-        namespaces = other.namespaces()
-        assert namespaces.isdisjoint(bed.namespaces())
-        assert other.on("node1", ("getent", "hosts", "node1")).stdout.split() == ["10.77.0.11", "node1"]
-        assert bed.on("node1", ("getent", "hosts", "node1")).stdout.split() == ["127.0.1.1", "node1"]
-        assert other.login(("srun", "hostname")).stdout == "node1\n"
-        with pytest.raises(BedError, match="is not empty"):
-            Bed(folder).up()
-    finally:
-        Bed.at(folder).down()  # by its folder alone, as the command does it
-        other.down()
-    assert_gone(other, namespaces)
+    with other.hold_namespaces() as namespaces, bed.hold_namespaces() as its:
+        try:
+            assert namespaces.isdisjoint(its)
+            assert other.on("node1", ("getent", "hosts", "node1")).stdout.split() == ["10.77.0.11", "node1"]
+            assert bed.on("node1", ("getent", "hosts", "node1")).stdout.split() == ["127.0.1.1", "node1"]
+            assert other.login(("srun", "hostname")).stdout == "node1\n"
+            with pytest.raises(BedError, match="is not empty"):
+                Bed(folder).up()
+        finally:
+            Bed.at(folder).down()  # by its folder alone, as the command does it
+            other.down()
+        assert_gone(other, namespaces)
     assert bed.idle_nodes() == {"node1", "node2", "node3"}
+
+
+@contextlib.contextmanager
+def process_with_namespaces() -> Iterator[int]:
+    """A process in namespaces of its own, which are gone with it."""
+    with subprocess.Popen(("unshare", "--uts", "--ipc", "cat"), stdin=subprocess.PIPE) as process:
+        assert wait_until(lambda: name_of(process.pid) == "cat", timeout_s=10)
+        yield process.pid
+
+
+def test_the_number_of_a_namespace_that_is_held_goes_to_no_other(bed_is_possible: None) -> None:
+    with contextlib.ExitStack() as stack:
+        with process_with_namespaces() as pid:
+            held = stack.enter_context(hold_namespaces([pid])) - namespaces_of(os.getpid())
+        assert len(held) == 2
+        for _ in range(3):
+            with process_with_namespaces() as pid:
+                assert namespaces_of(pid).isdisjoint(held)
 
 
 @pytest.fixture
@@ -142,7 +161,7 @@ from pathlib import Path
 from slurm.bed import Bed, BedSettings
 bed = Bed(Path({str(folder)!r}), BedSettings(num_nodes=1), tied=True)
 bed.up()
-print(*bed.namespaces(), flush=True)
+print("up", flush=True)
 time.sleep(600)
 """
     with subprocess.Popen((sys.executable, "-c", code), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -150,12 +169,13 @@ time.sleep(600)
         process.kill()
 
 
-def test_a_tied_bed_ends_with_its_owner(owner: subprocess.Popen[str]) -> None:
+def test_a_tied_bed_ends_with_its_owner(owner: subprocess.Popen[str], folder: Path) -> None:
     assert owner.stdout is not None
-    namespaces = frozenset(owner.stdout.readline().split())
-    assert len(members_of(namespaces)) > 5
-    owner.send_signal(signal.SIGKILL)
-    assert wait_until(lambda: members_of(namespaces) == (), timeout_s=10)
+    assert owner.stdout.readline() == "up\n"
+    with Bed.at(folder).hold_namespaces() as namespaces:
+        assert len(members_of(namespaces)) > 5
+        owner.send_signal(signal.SIGKILL)
+        assert wait_until(lambda: members_of(namespaces) == (), timeout_s=10)
 
 
 def test_the_commands(folder: Path) -> None:
