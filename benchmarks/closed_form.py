@@ -26,8 +26,9 @@ from benchmarks.grid.compare import PEAK_BOUND, PERSISTENT_BOUND, Compared, comp
 from benchmarks.grid.recorded import read_traces, write_traces
 from benchmarks.grid.summary import Summary
 from benchmarks.grid.traces import Failed, import_libraries, trace
+from launcher.planner.types import Phase
 from launcher.planner.verdict import ONE_RANK, confidence
-from launcher.spec import JobSpec, content_hash, to_json
+from launcher.spec import JobSpec, ShardKind, content_hash, to_json
 
 RESULT = Path(__file__).parent / "results" / "closed_form.txt"
 CACHE = Path.home() / ".cache" / "fitlaunch" / "grid"
@@ -99,6 +100,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _print(console: Console, compared: Sequence[Compared], failed: Sequence[tuple[Case, str]]) -> None:
     console.print(f"{len(compared)} of {len(grid())} jobs, rank {RANK}; error: closed form / trace - 1")
     console.print(_table(compared))
+    console.print(_phases(compared))
     misses = sorted((one for one in compared if one.misses), key=lambda one: -abs(one.job_error))
     console.print(_coverage(compared))
     console.print(f"out of bounds: {len(misses)} of {len(compared)}")
@@ -131,6 +133,26 @@ def _coverage(compared: Sequence[Compared]) -> Table:
 
 
 SHARES = (0.5, 0.9, 0.95, 1.0)
+
+
+def _phases(compared: Sequence[Compared]) -> Table:
+    """How far off each phase's own peak is, which is the job's in one of them alone."""
+    table = Table(box=None, title="Phases' peaks against the trace", title_justify="left")
+    for name in ("phase", "sharding"):
+        table.add_column(name)
+    for name in ("phases", "median", "low", "high", f"in {PEAK_BOUND:.0%}", ""):
+        table.add_column(name, justify="right" if name else "left")
+    groups: defaultdict[tuple[str, str], list[tuple[float, str]]] = defaultdict(list)
+    for one in compared:
+        for phase, error in one.by_phase.items():
+            groups[phase, one.case.shard.value].append((error, one.case.name))
+    for phase in Phase:
+        for shard in ShardKind:
+            if rows := groups[phase.value, shard.value]:
+                worst = max(rows, key=lambda row: abs(row[0]))[1]
+                cells = _errors([error for error, _ in rows], PEAK_BOUND)
+                table.add_row(phase.value, shard.value, str(len(rows)), *cells, f"furthest off: {worst}")
+    return table
 
 
 def _table(compared: Sequence[Compared]) -> Table:
