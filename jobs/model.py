@@ -6,7 +6,6 @@ Only safetensors files are read, and code that comes with a model is never run.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from jobs.chunked_loss import use_chunked_loss
 from jobs.dtypes import torch_dtype
 from jobs.recompute import checkpoint_activations
+from jobs.waiting import Read, into_host_memory, waits
 from launcher.precision import Dtypes, dtypes, is_deepspeed
 from launcher.spec import (
     JobSpec,
@@ -29,9 +29,6 @@ from launcher.spec import (
 )
 
 ALL_LINEAR = "all-linear"
-
-Read = Callable[[ModelSpec, dict[str, Any]], Any]
-"""Makes the model with its weights, given the options of from_pretrained that the job decides."""
 
 
 def location(model: ModelSpec) -> tuple[str, dict[str, Any]]:
@@ -75,6 +72,8 @@ def load_model(spec: JobSpec, *, device: torch.device, read: Read = read_weights
         "attn_implementation": spec.train.attention.value,
         **quantisation(spec, device),
     }
+    if waits(spec, device):
+        read = into_host_memory(read, device)
     model = read(spec.model, options)
     if spec.method.kind is MethodKind.QLORA:
         keep_trainable_format(model)
@@ -134,7 +133,8 @@ _PEFT_BIAS = {LoraBias.NONE: "none", LoraBias.LORA_ONLY: "lora_only", LoraBias.A
 def quantisation(spec: JobSpec, device: torch.device) -> dict[str, Any]:
     """How bitsandbytes quantises, and where it puts the result.
 
-    FSDP2 and ZeRO-3 move the weights themselves; elsewhere they must be on the rank's own device from the start.
+    FSDP2 (jobs/waiting.py) and ZeRO-3 move the weights themselves; elsewhere they must be on the rank's own device from
+    the start.
     """
     if spec.method.kind is not MethodKind.QLORA:
         return {}

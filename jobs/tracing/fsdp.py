@@ -15,7 +15,10 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed import device_mesh
+from torch.distributed.fsdp._fully_shard import _fsdp_init
 from torch.distributed.tensor import _sharding_prop
 from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -44,6 +47,20 @@ def install(recorder: Callable[[], Recorder]) -> None:
 
     ShardingPropagator._propagate_tensor_meta_non_cached = unrecorded  # type: ignore[method-assign]
     _ask_once_for_strided_shards()
+    _move_fake_tensors()
+
+
+def _move_fake_tensors() -> None:
+    """What waits in host RAM to be sharded is moved by its data alone, and a fake tensor keeps its device in Python."""
+    original = _fsdp_init._move_states_to_device
+
+    def move(params: list[Any], buffers: list[Any], device: torch.device) -> None:
+        original(params, buffers, device)
+        for tensor in (*params, *buffers):
+            if isinstance(tensor, FakeTensor) and not tensor.is_meta:
+                tensor.fake_device = device
+
+    _fsdp_init._move_states_to_device = move
 
 
 def _ask_once_for_strided_shards() -> None:

@@ -121,6 +121,19 @@ def test_fsdp_divides_and_the_last_rank_has_what_is_left(server: TraceServer, tm
     assert first > last
 
 
+def test_quantised_weights_that_are_sharded_are_never_whole_on_a_gpu(server: TraceServer, tmp_path: Path) -> None:
+    def peaks_in(shard: str) -> tuple[int, int]:
+        job = spec(tmp_path, "llama", "method=qlora", f"shard={shard}", "gpus=8", "device=h100-80g")
+        found = trace(server, job, tmp_path)
+        return held(found, Phase.LOAD, *TermKind), held(found, Phase.WRAP, *TermKind)
+
+    whole_bytes, _ = peaks_in("ddp")
+    loading_bytes, wrapping_bytes = peaks_in("fsdp")
+    config = tiny_config("llama")
+    assert 0 < loading_bytes < 2 * 2 * config.hidden_size * config.intermediate_size  # one in bf16, and quantised
+    assert wrapping_bytes < whole_bytes
+
+
 @pytest.mark.parametrize(("as_view", "copies"), [(True, 1), (False, 2)])
 def test_gradients_and_their_copies_in_ddp_buckets(
     server: TraceServer, tmp_path: Path, as_view: bool, copies: int

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.nn import Linear8bitLt
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from torch.utils.checkpoint import CheckpointPolicy
+from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 
+import jobs.model
 from jobs.model import load_model
 from jobs.recompute import keep_narrow
-from launcher.spec import ActivationCheckpointing, Dtype, JobSpec, Loss, MethodKind, QuantType
+from jobs.waiting import waits
+from launcher.spec import ActivationCheckpointing, Dtype, JobSpec, Loss, MethodKind, QuantType, ShardKind
 from tests.ranks import make_spec
 from tests.tiny import make_alpaca_file, make_tiny_model
 
@@ -86,3 +89,31 @@ def test_an_8_bit_base_is_in_8_bits(folder: Path) -> None:
     layers = [module for module in model.modules() if isinstance(module, Linear8bitLt)]
     assert [module.weight.dtype for module in layers] == [torch.int8] * 14  # seven in each of two blocks
     assert {module.state.threshold for module in layers} == {6.0}
+
+
+def test_weights_that_wait_in_host_memory_are_those_that_would_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert = Bnb4bitQuantize.convert
+    plain = load(folder, method=MethodKind.QLORA)
+    monkeypatch.setattr(jobs.model, "waits", lambda _spec, _device: True)
+    waiting = load(folder, method=MethodKind.QLORA)
+    for (name, one), other in zip(plain.state_dict().items(), waiting.state_dict().values(), strict=True):
+        assert one.device == other.device == torch.device("cpu"), name
+        assert torch.equal(one, other), name
+    states = [layer.quant_state for layer in waiting.modules() if isinstance(layer, Linear4bit)]
+    assert [state is not None for state in states] == [True] * 14  # seven in each of two blocks
+    assert Bnb4bitQuantize.convert is convert
+
+
+def test_4_bit_weights_wait_where_a_gpu_will_hold_a_part_of_them(folder: Path) -> None:
+    def job(method: MethodKind = MethodKind.QLORA, shard: ShardKind = ShardKind.FSDP) -> JobSpec:
+        return spec_of(folder, method=method, shard=shard)
+
+    gpu = torch.device("cuda", 0)
+    assert waits(job(), gpu)
+    assert not waits(job(), torch.device("cpu"))
+    assert not any(waits(job(shard=shard), gpu) for shard in ShardKind if shard is not ShardKind.FSDP)
+    assert not waits(job(method=MethodKind.LORA), gpu)
+    eight_bits = dataclasses.replace(job().method, quant_type=QuantType.INT8)
+    assert not waits(dataclasses.replace(job(), method=eight_bits), gpu)
