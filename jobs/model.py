@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from jobs.chunked_loss import use_chunked_loss
 from jobs.dtypes import torch_dtype
 from jobs.recompute import checkpoint_activations
-from jobs.waiting import Read, into_host_memory, waits
+from jobs.waiting import Read, into_host_memory
 from launcher.precision import Dtypes, dtypes, is_deepspeed
+from launcher.shards import waits_in_host_memory
 from launcher.spec import (
     JobSpec,
     LoraBias,
@@ -72,7 +73,7 @@ def load_model(spec: JobSpec, *, device: torch.device, read: Read = read_weights
         "attn_implementation": spec.train.attention.value,
         **quantisation(spec, device),
     }
-    if waits(spec, device):
+    if waits_in_host_memory(spec):
         read = into_host_memory(read, device)
     model = read(spec.model, options)
     if spec.method.kind is MethodKind.QLORA:

@@ -15,16 +15,10 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from launcher.spec import JobSpec, ModelSpec, QuantType, ShardKind
+from launcher.spec import ModelSpec
 
 Read = Callable[[ModelSpec, dict[str, Any]], Any]
 """Makes the model with its weights, given the options of from_pretrained that the job decides."""
-
-
-def waits(spec: JobSpec, device: torch.device) -> bool:
-    """Whether the job's weights wait. 8-bit ones are not sharded, and what a CPU quantises is in host RAM already."""
-    is_4bit = spec.method.quant_type in (QuantType.NF4, QuantType.FP4)
-    return is_4bit and spec.shard.kind is ShardKind.FSDP and device.type != "cpu"
 
 
 def into_host_memory(read: Read, device: torch.device) -> Read:

@@ -7,7 +7,7 @@ numbers and no library fills a gap with another.
 
 from __future__ import annotations
 
-from launcher.spec import Dtype, Offload, QuantType, ShardKind, ShardSpec
+from launcher.spec import Dtype, JobSpec, Offload, QuantType, ShardKind, ShardSpec
 
 DDP_BUCKET_CAP_MB = 25  # torch 2.13 nn/parallel/distributed.py, bucket_cap_mb
 ALLGATHER_BUCKET_ELEMENTS = 500_000_000  # deepspeed 0.19.8 runtime/zero/config.py
@@ -21,6 +21,13 @@ def storage_dtype(quant_type: QuantType | None, kind: ShardKind, compute: Dtype 
     if quant_type is QuantType.INT8:
         return Dtype.INT8
     return compute if kind is ShardKind.FSDP else Dtype.UINT8
+
+
+def waits_in_host_memory(spec: JobSpec) -> bool:
+    """Whether each rank has the quantised model in host RAM until it is sharded (jobs/waiting.py). ZeRO-3 loads it onto
+    the GPU, 8-bit weights are not split, and a CPU has nowhere else."""
+    is_4bit = spec.method.quant_type in (QuantType.NF4, QuantType.FP4)
+    return is_4bit and spec.shard.kind is ShardKind.FSDP and spec.device.kind == "cuda"
 
 
 def shard_defaults(kind: ShardKind, hidden_size: int, *, on_cuda: bool) -> ShardSpec:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from launcher.planner import optimizer
+from launcher.planner import optimizer, quantisation
 from launcher.planner.constants import Key
 from launcher.planner.inventory import State
 from launcher.planner.sharding import fsdp, rows, zero2, zero3, zero3_layout
 from launcher.planner.types import HostMoment, HostTerm
 from launcher.planner.workload import Workload
+from launcher.shards import waits_in_host_memory
 from launcher.spec import Dtype, MethodKind, Offload, ShardKind
 
 FP32 = Dtype.FLOAT32.num_bytes
@@ -80,7 +81,7 @@ def num_loading_copies(work: Workload) -> int:
     _load_pretrained_model; measured with a 199M model on two CPU ranks: 758 MiB of fp32 on both). Under ZeRO-3 rank 0
     alone reads, and each parameter goes from the file into the partitions (integrations/deepspeed.py; measured: 0 MiB
     of a 379 MiB file). 4-bit weights are quantised on the device one by one (bitsandbytes' device_map is the rank's own
-    GPU unless told otherwise).
+    GPU unless told otherwise), and wait in host RAM where FSDP2 splits them.
     """
     is_partitioned = work.spec.shard.kind is ShardKind.ZERO3
     return 0 if is_partitioned or work.spec.method.kind is MethodKind.QLORA else work.spec.gpus_per_node
@@ -104,14 +105,32 @@ def base_numel(work: Workload) -> int:
 
 def _loading(work: Workload) -> tuple[HostTerm, ...]:
     copies, dtype = num_loading_copies(work), loaded_dtype(work)
+    waiting = _waiting(work)
     if not is_converted(work):
-        return ()
-    return _term(
+        return waiting
+    return waiting + _term(
         "weights, converted while read",
         copies * base_numel(work) * dtype.num_bytes,
         (HostMoment.LOADING,),
         f"{copies} x {base_numel(work):,} elements x {dtype.num_bytes} B ({dtype})",
         "transformers 5.23 modeling_utils.py _load_pretrained_model",
+    )
+
+
+def _waiting(work: Workload) -> tuple[HostTerm, ...]:
+    """The quantised model on every rank of the node, until FSDP2 has sharded it. What is not quantised is read from the
+    file when it is moved, unless it is converted."""
+    if not waits_in_host_memory(work.spec):
+        return ()
+    ranks = work.spec.gpus_per_node
+    packed = quantisation.total_packed_bytes(work) + quantisation.total_constants_bytes(work)
+    frozen = work.inventory.numel(State.FROZEN) * loaded_dtype(work).num_bytes if is_converted(work) else 0
+    return _term(
+        "quantised weights, until they are sharded",
+        ranks * (packed + frozen),
+        (HostMoment.LOADING,),
+        f"{ranks} ranks x ({packed:,} B of 4-bit values and constants + {frozen:,} B unquantised and converted)",
+        "jobs/waiting.py",
     )
 
 

@@ -7,6 +7,7 @@ from launcher.planner.inventory import State
 from launcher.planner.terms import ALWAYS, FROM_WRAP, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.workload import Workload
+from launcher.shards import waits_in_host_memory
 
 BASE_STATES = (State.TRAINED, State.FROZEN)
 
@@ -76,7 +77,7 @@ def whole_constants(work: Workload) -> tuple[Term, ...]:
         "quantisation constants, whole",
         TermKind.WEIGHTS,
         quantisation.total_constants_bytes(work),
-        ALWAYS,
+        FROM_WRAP if waits_in_host_memory(work.spec) else ALWAYS,
         formula=constants_formula(double_quant=bool(work.spec.method.double_quant)),
         source="bitsandbytes 0.50 nn/modules.py Params4bit.quant_state",
     )

@@ -15,8 +15,7 @@ from transformers.integrations.bitsandbytes import Bnb4bitQuantize
 import jobs.model
 from jobs.model import load_model
 from jobs.recompute import keep_narrow
-from jobs.waiting import waits
-from launcher.spec import ActivationCheckpointing, Dtype, JobSpec, Loss, MethodKind, QuantType, ShardKind
+from launcher.spec import ActivationCheckpointing, Dtype, JobSpec, Loss, MethodKind, QuantType
 from tests.ranks import make_spec
 from tests.tiny import make_alpaca_file, make_tiny_model
 
@@ -96,7 +95,7 @@ def test_weights_that_wait_in_host_memory_are_those_that_would_not(
 ) -> None:
     convert = Bnb4bitQuantize.convert
     plain = load(folder, method=MethodKind.QLORA)
-    monkeypatch.setattr(jobs.model, "waits", lambda _spec, _device: True)
+    monkeypatch.setattr(jobs.model, "waits_in_host_memory", lambda _spec: True)
     waiting = load(folder, method=MethodKind.QLORA)
     for (name, one), other in zip(plain.state_dict().items(), waiting.state_dict().values(), strict=True):
         assert one.device == other.device == torch.device("cpu"), name
@@ -104,16 +103,3 @@ def test_weights_that_wait_in_host_memory_are_those_that_would_not(
     states = [layer.quant_state for layer in waiting.modules() if isinstance(layer, Linear4bit)]
     assert [state is not None for state in states] == [True] * 14  # seven in each of two blocks
     assert Bnb4bitQuantize.convert is convert
-
-
-def test_4_bit_weights_wait_where_a_gpu_will_hold_a_part_of_them(folder: Path) -> None:
-    def job(method: MethodKind = MethodKind.QLORA, shard: ShardKind = ShardKind.FSDP) -> JobSpec:
-        return spec_of(folder, method=method, shard=shard)
-
-    gpu = torch.device("cuda", 0)
-    assert waits(job(), gpu)
-    assert not waits(job(), torch.device("cpu"))
-    assert not any(waits(job(shard=shard), gpu) for shard in ShardKind if shard is not ShardKind.FSDP)
-    assert not waits(job(method=MethodKind.LORA), gpu)
-    eight_bits = dataclasses.replace(job().method, quant_type=QuantType.INT8)
-    assert not waits(dataclasses.replace(job(), method=eight_bits), gpu)

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from launcher.planner import disk, host
+from launcher.planner import disk, host, quantisation
 from launcher.planner.constants import Key
 from launcher.planner.types import HostMoment
 from launcher.planner.workload import Workload
@@ -35,6 +35,15 @@ def test_weights_are_converted_by_every_rank_or_not_at_all() -> None:
     assert terms(method="full", shard="fsdp", gpus=4)[read] == 4 * 4 * NUMEL
     for options in ({"shard": "zero2"}, {"shard": "zero3"}, {"method": "lora"}, {"method": "qlora"}):
         assert read not in terms(**({"method": "full", "gpus": 4} | options))
+
+
+def test_quantised_weights_wait_on_every_rank_where_fsdp_shards_them() -> None:
+    waiting = "quantised weights, until they are sharded"
+    quantised = work(method="qlora", shard="fsdp", gpus=4)
+    whole = quantisation.total_packed_bytes(quantised) + quantisation.total_constants_bytes(quantised)
+    assert terms(method="qlora", shard="fsdp", gpus=4)[waiting] == 4 * whole
+    for options in ({"shard": "zero3"}, {"shard": "ddp"}, {"method": "lora"}):
+        assert waiting not in terms(**({"method": "qlora", "shard": "fsdp", "gpus": 4} | options))
 
 
 def test_rank_0_gathers_or_copies_what_it_writes() -> None:
