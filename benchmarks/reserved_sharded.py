@@ -3,7 +3,7 @@
 Jobs of every method and sharding are traced with the real libraries and the streams replayed with expandable segments,
 which the job asks for: without a limit, and with the least on which the job survives. launcher/planner/verdict.py takes
 what the closed form adds from here: no measurement is among it. Traces are kept (--cache) and not made again; --record
-writes the figures, and --recorded prints those without a trace.
+writes the figures, and --recorded prints those without a trace. With --only, the others stay as they were recorded.
 """
 
 from __future__ import annotations
@@ -120,16 +120,17 @@ def _figures(percents: Sequence[float]) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trace what is not kept, replay, print a table."""
     parser = argparse.ArgumentParser(prog="benchmarks.reserved_sharded", description=__doc__)
+    parser.add_argument("--only", default="", help="jobs whose name contains this")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where traces are kept")
     parser.add_argument("--recorded", action="store_true", help="print what was recorded; traces nothing")
     parser.add_argument("--record", action="store_true", help=f"write {RESULT.name}")
     options = parser.parse_args(arguments)
-    if options.recorded:
-        found = read()
-    else:
+    found = read() if options.recorded or options.only else {}
+    if not options.recorded:
         tracer = Tracer(cache=TraceCache(options.cache), environ=os.environ, progress=lambda _: None)
-        wanted = track(list(jobs()), "tracing", console=Console(stderr=True), transient=True)
-        found = {name: traced(spec, tracer) for name, spec in wanted}
+        wanted = [(name, spec) for name, spec in jobs() if options.only in name]
+        for name, spec in track(wanted, "tracing", console=Console(stderr=True), transient=True):
+            found[name] = traced(spec, tracer)
     Console(width=120).print(table(found), highlight=False)
     if options.record:
         write(found)

@@ -43,6 +43,7 @@ JOBS_MAY_IMPORT = {
     "launcher.spec",
     "launcher.units",
     "launcher.precision",
+    "launcher.shards",
     "launcher.planner.types",
     "launcher.planner.tracing.events",
     "launcher.datafile",

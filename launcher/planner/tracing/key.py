@@ -21,6 +21,7 @@ CODE = (
     "launcher/planner/allocator",
     "launcher/render/zero_config.py",
     "launcher/precision.py",
+    "launcher/shards.py",
     "launcher/spec.py",
     "launcher/units.py",
 )
