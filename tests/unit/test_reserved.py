@@ -1,4 +1,4 @@
-"""What plans add for torch's default segments is what the project's own jobs reserve in them."""
+"""What plans add for what the allocator reserves is what the project's own jobs reserve."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections import defaultdict
 import pytest
 
 from benchmarks.reserved import TORCHS_DEFAULT, jobs, percents
-from launcher.planner.verdict import DEFAULT_SEGMENTS_PERCENT
-from launcher.spec import ActivationCheckpointing
+from benchmarks.reserved_sharded import read
+from launcher.planner.verdict import DEFAULT_SEGMENTS_PERCENT, RESERVED_PERCENT, SURVIVAL_PERCENT
+from launcher.spec import ActivationCheckpointing, ShardKind
 
 
 def test_the_table_has_the_medians() -> None:
@@ -19,3 +20,12 @@ def test_the_table_has_the_medians() -> None:
         found[is_checkpointed, spec.gradient_accumulation > 1] += percents(spec, [TORCHS_DEFAULT]).values()
     medians = {key: statistics.median(values) for key, values in found.items()}
     assert medians == pytest.approx(DEFAULT_SEGMENTS_PERCENT, abs=0.6)
+
+
+@pytest.mark.parametrize("shard", ShardKind)
+def test_traced_jobs_of_every_sharding_reserve_and_survive_as_planned(shard: ShardKind) -> None:
+    found = [one for one in read().values() if one.shard is shard]
+    assert len(found) == 24
+    assert max(one.least_percent for one in found) <= SURVIVAL_PERCENT[shard]
+    if shard is not ShardKind.ZERO3:  # whose percentage is that of measured processes
+        assert statistics.median(one.reserved_percent for one in found) == pytest.approx(RESERVED_PERCENT[shard], abs=2)
