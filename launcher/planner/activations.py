@@ -6,8 +6,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 from launcher.models import Role
-from launcher.planner import attention
-from launcher.planner.block import FP32, BlockBytes, block_bytes
+from launcher.planner import attention, block_forward
+from launcher.planner.block import FP32, block_bytes
+from launcher.planner.gradients import is_of_embedding
 from launcher.planner.inventory import Block
 from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place, Point
 from launcher.planner.recompute import kept_input_bytes, kept_narrow_bytes
@@ -37,9 +38,11 @@ def forward_activations(work: Workload, moment: Moment) -> tuple[Term, ...]:
         return ()
     if moment.point is Point.FIRST_GATHER:
         return _stream(work, moment, copies=1)
-    kept = _kept_by_earlier(work, moment) if moment.is_trained else ()
+    if moment.point is Point.NORM:
+        return (*_kept(work, moment), *_norming(work, moment))
+    kept = _kept_by_earlier(work, moment) if moment.is_trained else _stream(work, moment)
     if moment.point is Point.NEXT_GATHER:
-        return kept or _stream(work, moment)
+        return kept
     return (*kept, *_running_forward(work, moment))
 
 
@@ -87,11 +90,37 @@ def _kept_by_earlier(work: Workload, moment: Moment) -> tuple[Term, ...]:
 
 
 def _running_forward(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """The last block's forward pass; in an evaluation nothing is kept of it."""
-    kinds = [block_bytes(work, block) for block in work.inventory.blocks]
-    rate = max(forward_peak(work, kind) if moment.is_trained else kind.forward_working for kind in kinds)
+    """The last block's forward pass; in an evaluation, and where it will be recomputed, nothing is kept of it."""
+    is_saving = moment.is_trained and not work.checkpointing
+    if moment.point is Point.QUANTISED:
+        rates = [block_forward.quantised_bytes(work, kind, is_saving=is_saving) for kind in work.inventory.blocks]
+    else:
+        of = block_forward.saving_bytes if is_saving else block_forward.working_bytes
+        rates = [of(work, kind) for kind in work.inventory.blocks]
+    rate = max(rates)
     return at(
-        moment, "running block", TermKind.ACTIVATIONS, rate * work.tokens, formula=_rate(rate, work), source=SOURCE
+        moment,
+        "running block",
+        TermKind.ACTIVATIONS,
+        rate * work.tokens,
+        formula=_rate(rate, work),
+        source=block_forward.SOURCE,
+    )
+
+
+def _norming(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    """The final norm at its end: the last block's output, the normalised one in fp32, and the answer; where the stream
+    is not fp32, also its fp32 copy and the normalised one cast back."""
+    stream = work.residual_bytes
+    copies = 0 if stream == FP32 else FP32 + stream
+    rate = work.shape.hidden_size * (stream + FP32 + stream + copies)
+    return at(
+        moment,
+        "final norm, running",
+        TermKind.ACTIVATIONS,
+        rate * work.tokens,
+        formula=_rate(rate, work),
+        source="transformers 5.23 models/llama/modeling_llama.py LlamaRMSNorm.forward",
     )
 
 
@@ -105,7 +134,17 @@ def _kept_by_all(work: Workload) -> tuple[int, str, str]:
         return sum(size * copies for size, copies in kept), parts, CHECKPOINT_SOURCE
     saved = [(block_bytes(work, block).saved, block.copies) for block in work.inventory.blocks]
     parts = " + ".join(f"{copies} blocks x {size:,} B" for size, copies in saved)
-    return sum(size * copies for size, copies in saved) + stream, f"{parts} + {stream:,} B", SOURCE
+    unneeded = _first_norm(work)
+    whole = sum(size * copies for size, copies in saved) + stream - unneeded
+    return whole, f"{parts} + {stream:,} B" + (f" - {unneeded:,} B" if unneeded else ""), SOURCE
+
+
+def _first_norm(work: Workload) -> int:
+    """What the first block's first norm does not keep: all of it where its input, a frozen embedding's, needs no
+    gradient. Checkpointing makes it need one (peft 0.21 peft_model.py _prepare_model_for_gradient_checkpointing). A
+    block alone counts as the one that runs."""
+    is_needed = any(is_of_embedding(p) for p in work.inventory.root.trained) or work.inventory.num_layers == 1
+    return 0 if is_needed else block_bytes(work, work.inventory.blocks[0]).first_norm
 
 
 def _kept_besides(work: Workload, block: Block) -> int:
@@ -165,11 +204,6 @@ def _running(work: Workload, moment: Moment) -> tuple[Term, ...]:
         rate = max(block_bytes(work, block).backward_peak(moment.part) for block in work.inventory.blocks)
     name = "gradient of the residual stream" if moment.part is None else f"running block, {moment.part}"
     return at(moment, name, TermKind.ACTIVATIONS, rate * work.tokens, formula=_rate(rate, work), source=SOURCE)
-
-
-def forward_peak(work: Workload, kind: BlockBytes) -> int:
-    """Bytes a token of a block in its forward pass: all it will keep, or, checkpointed, its largest part."""
-    return kind.forward_working if work.checkpointing else max(kind.saved, kind.forward_working)
 
 
 def _final_norm(work: Workload, moment: Moment) -> tuple[Term, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from launcher.models import ARCHITECTURES
 from launcher.planner.workload import Workload
-from launcher.spec import Attention
+from launcher.spec import Attention, Dtype
 from launcher.units import round_up
 
 FP32 = 4
@@ -124,12 +124,26 @@ def softmax_backward_bytes(work: Workload) -> int:
 
 
 def forward_working_bytes(work: Workload) -> int:
-    """What one forward pass of attention needs while nothing is kept: in eager the masked scores beside their softmax
-    in fp32; once they are gone, that beside its copy in the compute dtype."""
+    """What one forward pass of attention needs while nothing is kept: in eager the masked scores, their fp32 copy and
+    the softmax of that; CUDA's softmax reads fp16 as it is, but no bf16 (torch 2.13 aten/src/ATen/native/SoftMax.cpp
+    softmax)."""
     if work.spec.train.attention is not Attention.EAGER:
         return saved_bytes(work)
-    scores = work.shape.num_attention_heads * work.spec.train.sequence_length
-    return saved_bytes(work) + (scores * FP32 if work.compute_bytes == FP32 else 0)
+    width = work.compute_bytes
+    is_read = width == FP32 or (work.on_cuda and work.dtypes.compute is Dtype.FLOAT16)
+    kept = FP32 + (width if width != FP32 else 0) + soft_cap_bytes(work)
+    at_softmax = width + (0 if is_read else FP32) + FP32
+    return saved_bytes(work) + _scores(work) * (at_softmax - kept)
+
+
+def returned_bytes(work: Workload) -> int:
+    """The probabilities, which eager attention returns with its output: the block holds them to its end (transformers
+    5.23 models/llama/modeling_llama.py LlamaDecoderLayer.forward)."""
+    return _scores(work) * work.compute_bytes if work.spec.train.attention is Attention.EAGER else 0
+
+
+def _scores(work: Workload) -> int:
+    return work.shape.num_attention_heads * work.spec.train.sequence_length
 
 
 def mask_bytes(work: Workload) -> int:

@@ -38,7 +38,6 @@ class BlockBytes:
     attention_working: int
     mlp_working: int
     end_working: int
-    forward_working: int
 
     @property
     def saved(self) -> int:
@@ -76,7 +75,6 @@ def block_bytes(work: Workload, block: Block) -> BlockBytes:
         attention_working=residual + attention.working_bytes(work),
         end_working=residual + 2 * hidden * FP32,
         mlp_working=residual + (hidden * work.compute_bytes if _casts_inputs(work) else 0) + _mlp_working(work, block),
-        forward_working=residual * 2 + max(attention.forward_working_bytes(work), _mlp_forward(work, block)),
     )
 
 
@@ -124,21 +122,22 @@ def _attention_inputs(work: Workload, linears: dict[str, Held]) -> int:
 
 
 @lru_cache(maxsize=64)
-def _is_sparse(block: Block) -> bool:
+def is_sparse(block: Block) -> bool:
+    """Whether the MLP is a mixture of experts."""
     return any(p.role is Role.EXPERT for p in block.parameters)
 
 
-def _mlp_width(work: Workload, block: Block) -> int:
+def mlp_width(work: Workload, block: Block) -> int:
     """Intermediate elements a token: in a mixture of experts, over the experts that it visits."""
-    if _is_sparse(block):
+    if is_sparse(block):
         return work.shape.num_experts_per_tok * work.shape.moe_intermediate_size
     return work.shape.intermediate_size
 
 
 def _mlp_saved(work: Workload, block: Block, linears: dict[str, Held]) -> int:
     """The gate before and after its activation, the up projection, and the inputs of what is trained."""
-    kept = 3 * _mlp_width(work, block) * _mlp_bytes(work, block)
-    if _is_sparse(block):
+    kept = 3 * mlp_width(work, block) * mlp_element_bytes(work, block)
+    if is_sparse(block):
         return kept + _expert_extra(work, block)
     readers = [p for name, p in linears.items() if name.startswith("mlp.") and not name.endswith("down_proj")]
     down = [p for name, p in linears.items() if name.endswith("mlp.down_proj")]
@@ -150,15 +149,15 @@ def _mlp_working(work: Workload, block: Block) -> int:
     or adapted down projection, it is gone by then. An adapter in fp32 under autocast has its input's gradient in the
     compute dtype, in fp32 and in the compute dtype again, while the product is still there. Adapted experts have their
     weights' gradient first, when there is but the incoming one beside what is saved."""
-    width = _mlp_bytes(work, block)
+    width = mlp_element_bytes(work, block)
     if has_adapted_experts(block):
-        return _mlp_width(work, block) * width
+        return mlp_width(work, block) * width
     down = [p for p in block.parameters if ".down_proj" in p.name]
     kept = any(p.state.is_trained for p in down)
     gradients = (2 if kept else 3) * width
     if casts_adapter_inputs(work) and any(p.state is State.ADAPTER for p in down):
         gradients = max(gradients, 2 * width + FP32)
-    return _mlp_width(work, block) * gradients
+    return mlp_width(work, block) * gradients
 
 
 def _expert_extra(work: Workload, block: Block) -> int:
@@ -183,18 +182,9 @@ def has_adapted_experts(block: Block) -> bool:
     return any(p.state is State.ADAPTER and p.name.startswith("mlp.experts.") for p in block.parameters)
 
 
-def _mlp_forward(work: Workload, block: Block) -> int:
-    """The gate before and after its activation, and the up projection. Of experts first the gathered input; it is there
-    to the end, when beside it are the outputs, those by their weights, and the same in the order of the tokens."""
-    inner = 3 * _mlp_width(work, block) * _mlp_bytes(work, block)
-    if not _is_sparse(block):
-        return inner
-    gathered = work.shape.num_experts_per_tok * work.shape.hidden_size * _mlp_bytes(work, block)
-    return gathered + max(inner, 3 * gathered)
-
-
-def _mlp_bytes(work: Workload, block: Block) -> int:
-    return work.expert_bytes if _is_sparse(block) else work.compute_bytes
+def mlp_element_bytes(work: Workload, block: Block) -> int:
+    """Bytes of one activation inside the MLP."""
+    return work.expert_bytes if is_sparse(block) else work.compute_bytes
 
 
 def adapted_modules(block: Block) -> dict[str, Held]:
@@ -216,7 +206,7 @@ def adapter_bytes(work: Workload, adapted: dict[str, Held]) -> int:
     Those of stacked experts change the weights instead, and keep no input (launcher/planner/experts.py).
     """
     width = work.adapter_input_bytes
-    own_copy = casts_adapter_inputs(work) or width != work.compute_bytes or bool(work.spec.method.dropout)
+    own_copy = copies_adapter_inputs(work)
     mask = _dropout_mask_bytes(work) if work.spec.method.dropout else 0
     shared: set[str] = set()
     total = 0
@@ -230,6 +220,12 @@ def adapter_bytes(work: Workload, adapted: dict[str, Held]) -> int:
             total += num_inputs * width
         shared.add(group)
     return total
+
+
+def copies_adapter_inputs(work: Workload) -> bool:
+    """Whether each adapter keeps a copy of its input, and not the input itself."""
+    is_cast = casts_adapter_inputs(work) or work.adapter_input_bytes != work.compute_bytes
+    return is_cast or bool(work.spec.method.dropout)
 
 
 def casts_adapter_inputs(work: Workload) -> bool:

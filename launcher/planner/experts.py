@@ -39,11 +39,12 @@ def merged_forward(work: Workload, moment: Moment) -> tuple[Term, ...]:
     runs = moment.point is Point.BLOCK
     numel = _running(work) if runs else 0
     if moment.is_trained and not work.checkpointing and moment.point in AFTER_BLOCKS:
-        numel = _of_all(work) - (_running(work) if moment.point is Point.NEXT_GATHER else 0)
+        numel = _of_all(work) - (_running(work) if moment.point in BEFORE_LAST else 0)
     return _made(work, moment, numel)
 
 
-AFTER_BLOCKS = (Point.NEXT_GATHER, Point.BLOCK, Point.NORM_GATHER, Point.HEAD_GATHER)
+BEFORE_LAST = (Point.NEXT_GATHER, Point.QUANTISED)  # experts are not quantised: attention's layers come before them
+AFTER_BLOCKS = (*BEFORE_LAST, Point.BLOCK, Point.NORM_GATHER, Point.NORM, Point.HEAD_GATHER)
 
 
 def merged_at(work: Workload, moment: Moment) -> tuple[Term, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 
 from launcher.planner.activations import activation_terms, activations_at, forward_activations
+from launcher.planner.inventory import State
 from launcher.planner.logits import evaluated_logits, logits_at
 from launcher.planner.moments import EVALUATIONS, FORWARDS, MOMENTS, Moment, Point
 from launcher.planner.outside import outside_terms
@@ -67,8 +68,10 @@ def highest_moments(work: Workload, rank: int) -> list[tuple[Moment, tuple[Term,
 
 def _forward(work: Workload, sharding: Sharding) -> Iterator[tuple[Moment, tuple[Term, ...]]]:
     """The forward pass of a step up to the head, and that of an evaluation with its loss."""
-    trained = (FORWARDS[point] for point in (Point.BLOCK, *sharding.GATHERS))
-    evaluated = (EVALUATIONS[point] for point in (Point.BLOCK, *sharding.GATHERS, Point.HEAD, Point.LOSS))
+    quantised = (Point.QUANTISED,) if work.inventory.numel(State.QUANTISED) else ()
+    points = (Point.BLOCK, *quantised, *sharding.GATHERS)
+    trained = (FORWARDS[point] for point in (*points, Point.NORM))
+    evaluated = (EVALUATIONS[point] for point in (*points, Point.HEAD, Point.LOSS))
     for moment in (*trained, *evaluated):
         yield (
             moment,

@@ -24,7 +24,7 @@ def workspace_terms(work: Workload) -> tuple[Term, ...]:
 
 def forward_workspaces(work: Workload, moment: Moment) -> tuple[Term, ...]:
     """What a forward pass dequantises, merges and casts."""
-    runs = moment.point is Point.BLOCK
+    runs = moment.point is Point.QUANTISED
     return (
         *merged_forward(work, moment),
         *(_int8_product(work, moment) if runs else ()),

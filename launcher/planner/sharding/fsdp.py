@@ -200,14 +200,17 @@ def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
     assert moment.point is not None
     if moment.point is (Point.HEAD_GATHER if _has_norm_in_tail(work) else Point.NORM_GATHER):
         return ()
-    copies, flat = _in_forward(groups(work), moment.point, is_tied=work.inventory.is_tied)
+    found = groups(work)
+    copies, flat = _in_forward(found, moment.point, is_tied=work.inventory.is_tied)
+    if moment.point is Point.NORM and not _has_norm_in_tail(work):
+        copies, flat = found.tail if work.inventory.is_tied else 0, found.block
     if not work.spec.shard.reshard_after_forward:
-        copies += _kept_whole(groups(work), moment.point)
+        copies += _kept_whole(found, moment.point)
     return at(
         moment,
         "parameters, gathered",
         TermKind.SHARDING_BUFFERS,
-        copies + flat * groups(work).flat_factor,
+        copies + flat * found.flat_factor,
         formula=f"{copies:,} B in use + {flat:,} B in flat buffers",
         source=f"{GROUPS}; {COLLECTIVES}",
     )
@@ -249,7 +252,7 @@ def _in_forward(found: Groups, point: Point, *, is_tied: bool) -> tuple[int, int
             return stays + found.block, first + found.block
         case Point.NEXT_GATHER:
             return stays + found.block, 2 * found.block
-        case Point.BLOCK:
+        case Point.BLOCK | Point.QUANTISED:
             return stays + found.block, found.block
         case Point.NORM_GATHER | Point.HEAD_GATHER if not is_tied:
             return found.tail, found.block + found.tail
@@ -264,7 +267,7 @@ def _kept_whole(found: Groups, point: Point) -> int:
             return 0
         case Point.FIRST_GATHER:
             return found.embedding
-        case Point.NEXT_GATHER | Point.BLOCK:
+        case Point.NEXT_GATHER | Point.BLOCK | Point.QUANTISED:
             return found.embedding + found.every_block - found.block
         case _:
             return found.embedding + found.every_block
