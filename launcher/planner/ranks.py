@@ -46,8 +46,12 @@ def plan_of_rank(work: Workload, rank: int) -> RankPlan:
 def shared_terms(work: Workload, rank: int) -> Shared:
     """What a rank has, but for what is its own."""
     sharding = SHARDINGS[work.spec.shard.kind]
-    found = joined((*sharding.terms(work, rank), *passing_terms(work)), highest_moments(work, rank))
-    return Shared(found, sharding.after_evaluation(work))
+    moments = (*_forward(work, sharding), *_from_loss_on(work, sharding, rank))
+    return Shared(
+        (*sharding.terms(work, rank), *passing_terms(work)),
+        _highest(moments),
+        _highest(_after_evaluation(work, sharding, moments)),
+    )
 
 
 def passing_terms(work: Workload) -> tuple[Term, ...]:
@@ -55,15 +59,29 @@ def passing_terms(work: Workload) -> tuple[Term, ...]:
     return (*activation_terms(work), *workspace_terms(work), *outside_terms(work))
 
 
-def highest_moments(work: Workload, rank: int) -> list[tuple[Moment, tuple[Term, ...]]]:
+def _highest(moments: Iterable[tuple[Moment, tuple[Term, ...]]]) -> dict[Phase, tuple[Moment, tuple[Term, ...]]]:
     """For each phase that has moments, the one that needs the most, with its terms."""
-    sharding = SHARDINGS[work.spec.shard.kind]
     highest: dict[Phase, tuple[int, Moment, tuple[Term, ...]]] = {}
-    for moment, terms in (*_forward(work, sharding), *_from_loss_on(work, sharding, rank)):
+    for moment, terms in moments:
         size_bytes = sum(found.size_bytes for found in terms)
         if moment.phase not in highest or size_bytes > highest[moment.phase][0]:
             highest[moment.phase] = (size_bytes, moment, terms)
-    return [(moment, terms) for _, moment, terms in highest.values()]
+    return {phase: (moment, terms) for phase, (_, moment, terms) in highest.items()}
+
+
+def _after_evaluation(
+    work: Workload, sharding: Sharding, moments: Iterable[tuple[Moment, tuple[Term, ...]]]
+) -> Iterator[tuple[Moment, tuple[Term, ...]]]:
+    """The same moments in a step that follows an evaluation."""
+    for moment, terms in moments:
+        gathered = sharding.after_evaluation(work, moment)
+        if gathered is None:
+            yield moment, terms
+        else:
+            names = {found.name for found in gathered}
+            kept = (found for found in terms if found.name not in names)
+            renamed = (dataclasses.replace(found, name=f"{found.name} after an evaluation") for found in gathered)
+            yield moment, (*renamed, *kept)
 
 
 def _forward(work: Workload, sharding: Sharding) -> Iterator[tuple[Moment, tuple[Term, ...]]]:
@@ -97,19 +115,21 @@ def _from_loss_on(work: Workload, sharding: Sharding, rank: int) -> Iterator[tup
         )
 
 
-def joined(found: tuple[Term, ...], moments: list[tuple[Moment, tuple[Term, ...]]]) -> tuple[Term, ...]:
+def joined(found: Iterable[Term], moments: Iterable[tuple[Moment, tuple[Term, ...]]]) -> tuple[Term, ...]:
     """Terms with those of the moments: what is the same in two phases is one term, and no two have one name."""
     by_name = {term.name: term for term in found}
     for moment, terms in moments:
         for made in terms:
-            known = by_name.get(made.name)
-            if known is None:
-                by_name[made.name] = made
-            elif (known.size_bytes, known.formula) == (made.size_bytes, made.formula):
-                by_name[made.name] = known.alive_in((*known.phases, *made.phases))
+            for name in (made.name, f"{made.name}, {moment}"):
+                known = by_name.get(name)
+                if known is None:
+                    by_name[name] = made if name == made.name else dataclasses.replace(made, name=name)
+                    break
+                if (known.size_bytes, known.formula) == (made.size_bytes, made.formula):
+                    by_name[name] = known.alive_in((*known.phases, *made.phases))
+                    break
             else:
-                name = f"{made.name}, {moment}"
-                by_name[name] = dataclasses.replace(made, name=name)
+                raise AssertionError(f"two terms are {made.name}, {moment}")
     return tuple(by_name.values())
 
 
@@ -117,13 +137,23 @@ class Shared:
     """The terms that several classes of ranks have alike, to be joined by those that a class has of its own.
 
     Those alive at the peak of the first step are marked so: it is a later step's, without optimizer states until the
-    optimizer makes them, and with what the evaluation before it has left.
+    optimizer makes them, and after an evaluation.
+
+    lasting: terms that do not depend on the moment; steady and first: the highest moments of a later step and the
+    first.
     """
 
-    def __init__(self, terms: tuple[Term, ...], besides: Mapping[Phase, tuple[Term, ...]]) -> None:
-        self.terms, self.besides = terms, besides
-        left = {phase: sum(t.size_bytes for t in besides.get(phase, ())) for phase in STEP}
-        self.sizes = _with_sizes(left, terms)
+    def __init__(
+        self,
+        lasting: tuple[Term, ...],
+        steady: Mapping[Phase, tuple[Moment, tuple[Term, ...]]],
+        first: Mapping[Phase, tuple[Moment, tuple[Term, ...]]],
+    ) -> None:
+        self.lasting = {found.name for found in lasting}
+        self.terms = joined(lasting, steady.values())
+        self.differing = {phase: first[phase] for phase in first if first[phase][1] is not steady[phase][1]}
+        in_moments = {phase: sum(t.size_bytes for t in terms) for phase, (_, terms) in first.items()}
+        self.sizes = _with_sizes({phase: in_moments.get(phase, 0) for phase in STEP}, lasting)
         self.marked: dict[Phase, tuple[Term, ...]] = {}
 
     def and_own(self, own: tuple[Term, ...]) -> tuple[Term, ...]:
@@ -131,8 +161,16 @@ class Shared:
         sizes = _with_sizes(self.sizes, own)
         peak = max(STEP, key=sizes.__getitem__)
         if peak not in self.marked:
-            self.marked[peak] = (*_marked(self.terms, peak), *self.besides.get(peak, ()))
+            self.marked[peak] = self._with_first_step(peak)
         return (*_marked(own, peak), *self.marked[peak])
+
+    def _with_first_step(self, peak: Phase) -> tuple[Term, ...]:
+        if peak not in self.differing:
+            return tuple(_marked(self.terms, peak))
+        moment, terms = self.differing[peak]
+        lasting = _marked((found for found in self.terms if found.name in self.lasting), peak)
+        others = (found for found in self.terms if found.name not in self.lasting)
+        return joined((*lasting, *others), [(moment, tuple(found.alive_in((Phase.FIRST_STEP,)) for found in terms))])
 
 
 def _with_sizes(sizes: Mapping[Phase, int], terms: Iterable[Term]) -> dict[Phase, int]:

@@ -4,7 +4,8 @@ rank_classes(work): the ranks, gathered by equal plans, each class with the rank
 terms(work, rank): weights, gradients, optimizer states and buffers of a rank that do not depend on the moment, but for
 own_terms(work, rank): those in which classes of ranks differ.
 terms_at(work, rank, moment): those that do, from the loss on.
-after_evaluation(work): what a step that follows an evaluation has besides, by phase.
+after_evaluation(work, moment): what a step that follows an evaluation, as the first does, has gathered at a moment;
+None where that is the same as in any step.
 GATHERS: the points of a forward pass, besides its blocks, at which gathering can make it the highest.
 forward_terms(work, moment): what is gathered at a point of a forward pass, a step's or an evaluation's.
 """
@@ -15,7 +16,7 @@ from typing import Protocol
 
 from launcher.planner.moments import Moment, Point
 from launcher.planner.sharding import ddp, fsdp, zero2, zero3
-from launcher.planner.types import Phase, Term
+from launcher.planner.types import Term
 from launcher.planner.workload import Workload
 from launcher.spec import ShardKind
 
@@ -34,7 +35,7 @@ class Sharding(Protocol):
 
     def terms_at(self, work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]: ...
 
-    def after_evaluation(self, work: Workload) -> dict[Phase, tuple[Term, ...]]: ...
+    def after_evaluation(self, work: Workload, moment: Moment) -> tuple[Term, ...] | None: ...
 
     def forward_terms(self, work: Workload, moment: Moment) -> tuple[Term, ...]: ...
 

@@ -60,10 +60,9 @@ def own_terms(work: Workload, rank: int) -> tuple[Term, ...]:
     return ()
 
 
-def after_evaluation(work: Workload) -> dict[Phase, tuple[Term, ...]]:
+def after_evaluation(work: Workload, moment: Moment) -> None:
     """An evaluation leaves nothing."""
-    del work
-    return {}
+    del work, moment
 
 
 def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:

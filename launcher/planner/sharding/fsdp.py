@@ -50,6 +50,7 @@ from launcher.planner.workload import Workload
 from launcher.shards import waits_in_host_memory
 from launcher.spec import MethodKind, Offload
 
+GATHERED = "parameters, gathered"
 SOURCE = "torch 2.13 distributed/fsdp/_fully_shard/_fsdp_param.py"
 COLLECTIVES = "torch 2.13 distributed/fsdp/_fully_shard/_fsdp_collectives.py"
 GROUPS = "accelerate 1.15 utils/fsdp_utils.py fsdp2_prepare_model"
@@ -208,7 +209,7 @@ def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
         copies += _kept_whole(found, moment.point)
     return at(
         moment,
-        "parameters, gathered",
+        GATHERED,
         TermKind.SHARDING_BUFFERS,
         copies + flat * found.flat_factor,
         formula=f"{copies:,} B in use + {flat:,} B in flat buffers",
@@ -216,28 +217,30 @@ def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
     )
 
 
-def after_evaluation(work: Workload) -> dict[Phase, tuple[Term, ...]]:
-    """The tail is resharded by the backward pass alone, so that a step after an evaluation, as the first is, begins
-    with its copies. As nothing is gathered for the head then, the last block's flat buffer stays. A tied tail is there
-    from the embedding on anyway."""
+def after_evaluation(work: Workload, moment: Moment) -> tuple[Term, ...] | None:
+    """The tail is resharded by the backward pass alone, so that a step after an evaluation begins with its copies. As
+    nothing is gathered for norm and head then, the last block's flat buffer stays instead of the tail's. In that
+    backward pass the group that ran before the embedding is the evaluation's tail, and gathered ahead once more
+    (_fsdp_param_group.py _backward_prefetch, post_forward_order). A tied tail is there from the embedding on anyway.
+    """
     found = groups(work)
-    if work.inventory.is_tied:
-        return {}
-    return {
-        Phase.FORWARD: _left("tail, still gathered after an evaluation", found.tail),
-        Phase.LOSS: _left(
-            "last block's flat buffer, in place of the tail's", max(found.block - found.tail, 0) * found.flat_factor
-        ),
-    }
-
-
-def _left(name: str, size_bytes: int) -> tuple[Term, ...]:
-    return term(
-        name,
+    if work.inventory.is_tied or not moment.is_trained or not work.spec.shard.reshard_after_forward:
+        return None
+    if moment in (HEAD_FORWARD, LOSS) or moment.point in (Point.NORM_GATHER, Point.NORM, Point.HEAD_GATHER):
+        copies, flat = found.tail, found.block
+    elif moment.point is not None:
+        copies, flat = _in_forward(found, moment.point, is_tied=False)
+        copies += found.tail
+    elif moment is EMBEDDING:
+        copies, flat = 0 if _reduces_alone(work) else found.embedding, found.tail
+    else:
+        return None
+    return at(
+        moment,
+        GATHERED,
         TermKind.SHARDING_BUFFERS,
-        size_bytes,
-        (Phase.FIRST_STEP,),
-        formula=f"{size_bytes:,} B",
+        copies + flat * found.flat_factor,
+        formula=f"{copies:,} B in use + {flat:,} B in flat buffers, after an evaluation",
         source=f"{GROUPS}; torch 2.13 distributed/fsdp/_fully_shard/_fsdp_param_group.py wait_for_unshard",
     )
 
@@ -301,7 +304,7 @@ def _gathered_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
         copies += found.block
     return at(
         moment,
-        "parameters, gathered",
+        GATHERED,
         TermKind.SHARDING_BUFFERS,
         copies + ahead * found.flat_factor,
         formula=f"{copies:,} B in use + {ahead:,} B in a flat buffer",
