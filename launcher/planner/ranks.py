@@ -12,6 +12,7 @@ from launcher.planner.logits import evaluated_logits, logits_at
 from launcher.planner.moments import EVALUATIONS, FORWARDS, MOMENTS, Moment, Point
 from launcher.planner.outside import outside_terms
 from launcher.planner.sharding import SHARDINGS, Sharding
+from launcher.planner.sharding.partition import BEFORE_STATES
 from launcher.planner.types import Phase, RankPlan, Term, TermKind
 from launcher.planner.workload import Workload
 from launcher.planner.workspaces import forward_workspaces, workspace_terms, workspaces_at
@@ -185,7 +186,7 @@ def _with_sizes(sizes: Mapping[Phase, int], terms: Iterable[Term]) -> dict[Phase
 
 def _is_in_first_step(found: Term, phase: Phase) -> bool:
     exists = found.kind is not TermKind.OPTIMIZER_STATES or phase is Phase.OPTIMIZER
-    return exists and phase in found.phases
+    return exists and phase in found.phases and found.name != BEFORE_STATES
 
 
 def _marked(terms: Iterable[Term], peak: Phase) -> Iterator[Term]:

@@ -61,6 +61,19 @@ def test_zero2_takes_norms_in_fp64() -> None:
     assert sum(t.size_bytes for t in found) == 8 * ((LLAMA3_8B - 65 * 4096) // 64)
 
 
+def test_zero2_makes_states_when_only_flat_fp32_gradients_are_left() -> None:
+    """deepspeed 0.19.8 on three ranks, two layers of Llama 3 8B: at its highest the first step had the weights, a third
+    of the elements four times in fp32 and the gradients of the partition (traced)."""
+    config = model_config("llama3-8b") | {"num_hidden_layers": 2}
+    work = estimate(job(config, method="full", shard="zero2", gpus=3, global_batch=3)).work
+    rank = plan_of_rank(work, 0)
+    in_bf16 = term(rank, "trained weights").size_bytes + term(rank, "gradients, averaged").size_bytes
+    in_fp32 = 4 * 4 * zero2.partition_numel(work)
+    assert planned_bytes(rank, Phase.FIRST_STEP) == pytest.approx(in_bf16 + in_fp32, rel=1e-5)
+    assert planned_bytes(rank, Phase.FIRST_STEP) == pytest.approx(11_954_600_000, rel=1e-3)
+    assert rank.allocated_bytes_in(Phase.OPTIMIZER) > rank.allocated_bytes_in(Phase.FIRST_STEP)
+
+
 def test_after_an_evaluation_fsdp_gathers_the_tail_once_more() -> None:
     """torch 2.13, two layers of Llama 3 8B on eight ranks (traced): in the embedding's backward pass its fp32
     reduce-scatter, its gradient and the tail's flat buffer, beside shards and sharded gradients."""

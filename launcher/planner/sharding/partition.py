@@ -13,6 +13,7 @@ from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.workload import Workload
 from launcher.spec import MethodKind
 
+BEFORE_STATES = "gradients, for their norm or before they are cast"
 NORM_BYTES = 8  # deepspeed 0.19.8 runtime/utils.py get_norm_dtype: fp64
 
 
@@ -63,20 +64,35 @@ def held_by_graph(work: Workload) -> tuple[Term, ...]:
     )
 
 
-def stepped_gradients(work: Workload, num_at_a_time: int, largest_piece: int, source: str) -> tuple[Term, ...]:
+def stepped_gradients(
+    work: Workload, num_at_a_time: int, largest_piece: int, source: str, *, states_bytes: int = 0
+) -> tuple[Term, ...]:
     """Beside the gradients themselves: the norm is taken of one at a time in fp64; then those that are stepped together
     are flattened, and the flat copy cast to the dtype of the step.
 
     largest_piece: elements of the largest single gradient that a rank has.
+    states_bytes: optimizer states that the first step makes when the cast copy alone is left, in the room of the rest.
     """
     width, stepped = work.gradient_bytes, work.stepped_dtype.num_bytes
     rate = width + (stepped if width != stepped else 0)
+    whole = max(num_at_a_time * rate, largest_piece * NORM_BYTES)
+    beside_states = max(num_at_a_time * stepped, whole - states_bytes)
+    formula = (
+        f"the larger of {num_at_a_time:,} elements x {rate} B and {largest_piece:,} of the largest gradient"
+        f" x {NORM_BYTES} B"
+    )
     return term(
         "gradients, for their norm or flat and fp32",
         TermKind.GRADIENTS,
-        max(num_at_a_time * rate, largest_piece * NORM_BYTES),
+        beside_states,
         (Phase.OPTIMIZER,),
-        formula=f"the larger of {num_at_a_time:,} elements x {rate} B and {largest_piece:,} of the largest gradient"
-        f" x {NORM_BYTES} B",
+        formula=formula if beside_states == whole else f"{num_at_a_time:,} elements x {stepped} B",
+        source=source,
+    ) + term(
+        BEFORE_STATES,
+        TermKind.GRADIENTS,
+        whole - beside_states,
+        (Phase.OPTIMIZER,),
+        formula=f"{formula}, less {beside_states:,} B",
         source=source,
     )

@@ -9,6 +9,7 @@ where an embedding spans several partitions, each of those ranks holds all of it
 
 from __future__ import annotations
 
+from launcher.planner import optimizer
 from launcher.planner.gradients import in_flight_numel, is_of_embedding, running_parts
 from launcher.planner.inventory import Inventory
 from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place, Point
@@ -55,12 +56,13 @@ def terms(work: Workload, rank: int) -> tuple[Term, ...]:
         return (*on_device, *_offload_buffer(work))
     numel = partition_numel(work)
     piece = flat.largest_slice_numel(work.inventory, work.world_size, rank)
+    states = optimizer.states_bytes(work.spec.train.optimizer, [(numel, 1)], work.stepped_dtype)
     return (
         *on_device,
         *partition.master_weights(work, numel, f"{SOURCE} single_partition_of_fp32_groups"),
         *partition.optimizer_states(work, numel, numel),
         *_averaged(work, rank),
-        *partition.stepped_gradients(work, numel, piece, f"{SOURCE} get_grad_norm_direct, step"),
+        *partition.stepped_gradients(work, numel, piece, f"{SOURCE} get_grad_norm_direct, step", states_bytes=states),
     )
 
 
