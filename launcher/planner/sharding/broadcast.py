@@ -13,9 +13,8 @@ from functools import lru_cache
 from itertools import pairwise
 
 from launcher.planner import quantisation
-from launcher.planner.block import ADAPTER_MARK
-from launcher.planner.gradients import is_of_embedding
-from launcher.planner.inventory import Block, Held, Inventory, State
+from launcher.planner.inventory import Held, Inventory, State
+from launcher.planner.sharding.order import after_blocks, before_blocks, in_order
 from launcher.planner.workload import Workload
 from launcher.spec import Dtype
 from launcher.units import MIB
@@ -80,20 +79,9 @@ def _pieces(inventory: Inventory, dtypes: Dtypes) -> Iterator[Piece]:
 
 def _tensors(inventory: Inventory, dtypes: Dtypes) -> Iterator[tuple[str, int]]:
     """Dtype and bytes of every parameter, in the order in which a model lists them."""
-    root = inventory.root.parameters
-    yield from (dtypes.stored(p) for p in root if is_of_embedding(p))
+    yield from map(dtypes.stored, before_blocks(inventory))
     for block in inventory.blocks:
-        tensors = [dtypes.stored(p) for p in _in_order(block)]
+        tensors = [dtypes.stored(p) for p in in_order(block)]
         for _ in range(block.copies):
             yield from tensors
-    yield from (dtypes.stored(p) for p in root if not is_of_embedding(p))
-
-
-def _in_order(block: Block) -> Iterator[Held]:
-    """Adapters stand inside the modules that they adapt."""
-    adapters = [p for p in block.parameters if p.state is State.ADAPTER]
-    for parameter in block.parameters:
-        if parameter.state is not State.ADAPTER:
-            yield parameter
-            module = parameter.name.removesuffix(".weight")
-            yield from (p for p in adapters if p.name.startswith((f"{module}.", f"{module}{ADAPTER_MARK}")))
+    yield from map(dtypes.stored, after_blocks(inventory))
