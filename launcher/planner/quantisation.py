@@ -8,7 +8,7 @@ and one fp32 offset. NF4 and FP4 differ only in their 16-entry code, which both 
 
 from __future__ import annotations
 
-from launcher.planner.inventory import State
+from launcher.planner.inventory import Held, State
 from launcher.planner.workload import Workload
 from launcher.spec import Precision, QuantType
 from launcher.units import ceil_div
@@ -57,19 +57,32 @@ def constants_bytes(numel: int, *, double_quant: bool) -> int:
     return num_blocks + nested * 4 + CODE_BYTES + NESTED_CODE_BYTES + OFFSET_BYTES
 
 
+def scratch_bytes(work: Workload, numel: int) -> int:
+    """What a tensor of so many elements takes while it is quantised, besides itself and the result. 4 bits quantised
+    twice: an absmax in fp32 per block and its distance from their mean (bitsandbytes 0.50 functional.py quantize_4bit).
+    8 bits: a copy in fp16 (nn/modules.py Int8Params._quantize)."""
+    if is_8bit(work):
+        return numel * FP16
+    return 2 * ceil_div(numel, BLOCK_SIZE) * SCALE_BYTES if work.spec.method.double_quant else 0
+
+
 def total_packed_bytes(work: Workload) -> int:
     """The values of every quantised tensor."""
-    if is_8bit(work):
-        return work.inventory.numel(State.QUANTISED)
-    return sum(packed_bytes(p.numel) * count for p, count in work.inventory.counted(State.QUANTISED))
+    return sum(tensor_packed_bytes(work, p) * count for p, count in work.inventory.counted(State.QUANTISED))
 
 
 def total_constants_bytes(work: Workload) -> int:
     """The constants of every quantised tensor."""
+    return sum(tensor_constants_bytes(work, p) * count for p, count in work.inventory.counted(State.QUANTISED))
+
+
+def tensor_packed_bytes(work: Workload, parameter: Held) -> int:
+    """The values of one."""
+    return parameter.numel if is_8bit(work) else packed_bytes(parameter.numel)
+
+
+def tensor_constants_bytes(work: Workload, parameter: Held) -> int:
+    """The constants of one."""
     if is_8bit(work):
-        return sum(p.shape[0] * SCALE_BYTES * count for p, count in work.inventory.counted(State.QUANTISED))
-    double_quant = bool(work.spec.method.double_quant)
-    return sum(
-        constants_bytes(p.numel, double_quant=double_quant) * count
-        for p, count in work.inventory.counted(State.QUANTISED)
-    )
+        return parameter.shape[0] * SCALE_BYTES
+    return constants_bytes(parameter.numel, double_quant=bool(work.spec.method.double_quant))

@@ -84,14 +84,14 @@ def whole_constants(work: Workload) -> tuple[Term, ...]:
 
 
 def adapters(work: Workload) -> tuple[Term, ...]:
-    """LoRA's own parameters."""
+    """LoRA's own parameters, made where the base is."""
     numel = work.inventory.numel(State.ADAPTER)
     width = work.dtypes.trained.num_bytes
     return term(
         "LoRA adapters",
         TermKind.ADAPTERS,
         numel * width,
-        FROM_WRAP if work.on_cuda else ALWAYS,
+        on_device(work),
         formula=f"{numel:,} elements x {width} B",
         source="peft 0.21 tuners/lora/layer.py; launcher/precision.py",
     )

@@ -1,10 +1,23 @@
-"""What loading and wrapping hold, against the recorded traces of the grid and by hand."""
+"""What loading and wrapping hold, against traces and by hand."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from benchmarks.grid.compare import planned_bytes
+from launcher.planner.ranks import plan_of_rank
 from launcher.planner.sharding.broadcast import broadcast_bytes
 from launcher.planner.sharding.order import in_order
-from tests.planner_jobs import estimate, job, model_config
+from launcher.planner.types import Phase
+from launcher.spec import JobSpec
+from tests.planner_jobs import estimate, job, model_config, only_rank, term
+
+
+def two_layers(model: str, **options: Any) -> JobSpec:
+    """A job of a model cut to two layers."""
+    return job({**model_config(model), "num_hidden_layers": 2}, **options)
 
 
 def test_a_model_lists_a_modules_parameters_before_its_adapters() -> None:
@@ -21,7 +34,38 @@ def test_a_model_lists_a_modules_parameters_before_its_adapters() -> None:
 
 def test_ddp_sends_a_quantised_models_values_beside_its_biases_piece() -> None:
     """Qwen2.5-7B on two layers: 4-bit values come first, then biases, norms and head, then adapters."""
-    config = {**model_config("qwen2.5-7b"), "num_hidden_layers": 2}
-    work = estimate(job(config, method="qlora", shard="ddp", gpus=2)).work
+    work = estimate(two_layers("qwen2.5-7b", method="qlora", shard="ddp", gpus=2)).work
     biases_norms = 2 * (3_584 + 2 * 512 + 2 * 3_584) + 3_584
     assert broadcast_bytes(work) == 466_092_032 // 2 + 2 * (biases_norms + 152_064 * 3_584)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "traced_load", "traced_wrap"),
+    [
+        ("mistral-7b", {"method": "qlora", "shard": "ddp", "quant_type": "int8"}, 1_153_761_280, 1_350_992_384),
+    ],
+)
+def test_loading_and_wrapping_are_as_traced_in_jobs_beside_the_grid(
+    model: str, options: dict[str, Any], traced_load: int, traced_wrap: int
+) -> None:
+    plan = plan_of_rank(estimate(two_layers(model, gpus=2, sequence_length=512, **options)).work, 0)
+    found = planned_bytes(plan, Phase.LOAD), planned_bytes(plan, Phase.WRAP)
+    assert found == pytest.approx((traced_load, traced_wrap), rel=0.0002)
+
+
+def test_the_last_layers_largest_weight_is_quantised_before_attention_is_loaded() -> None:
+    """Mistral-7B: up_proj in bf16 with two fp32 values a block, in the place of attention, adapters and the two norms
+    that come after it by name."""
+    rank = only_rank(two_layers("mistral-7b", method="qlora", rank=1))
+    hidden, numel = 4096, 14336 * 4096
+    attention = [hidden * hidden] * 2 + [hidden * 1024] * 2
+    constants = sum(n // 64 + 4 * n // (64 * 256) + 1092 for n in attention)
+    adapters = term(rank, "LoRA adapters").size_bytes
+    norms = 2 * 2 * hidden
+    later = sum(attention) // 2 + constants + adapters + norms
+    assert term(rank, "weight being quantised").size_bytes == 2 * numel + 2 * 4 * numel // 64 - later
+
+
+def test_a_cpu_reads_what_it_quantises_from_the_file() -> None:
+    rank = only_rank(two_layers("mistral-7b", method="qlora", rank=1, device="cpu"))
+    assert "weight being quantised" not in {t.name for t in rank.terms}

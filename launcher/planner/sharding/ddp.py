@@ -21,6 +21,7 @@ from launcher.planner.gradients import (
 from launcher.planner.moments import EMBEDDING, HEAD, Moment, Point
 from launcher.planner.outside import managed_term
 from launcher.planner.sharding.broadcast import LIMIT_BYTES, broadcast_bytes
+from launcher.planner.sharding.loading import quantising
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.terms import FROM_FIRST_STEP, FROM_WRAP, at, term
 from launcher.planner.types import Phase, Term, TermKind
@@ -51,7 +52,14 @@ def has_views(work: Workload) -> bool:
 def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     """Weights, buckets and optimizer states, whole."""
     del rank  # all ranks are alike
-    return (*whole_weights(work), *_broadcast(work), *_buckets(work), *_gradients(work), *_optimizer_states(work))
+    return (
+        *whole_weights(work),
+        *quantising(work),
+        *_broadcast(work),
+        *_buckets(work),
+        *_gradients(work),
+        *_optimizer_states(work),
+    )
 
 
 def own_terms(work: Workload, rank: int) -> tuple[Term, ...]:

@@ -14,6 +14,7 @@ from launcher.planner.gradients import in_flight_numel, is_of_embedding, running
 from launcher.planner.inventory import Inventory
 from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place, Point
 from launcher.planner.sharding import flat, partition
+from launcher.planner.sharding.loading import quantising
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.terms import FROM_WRAP, at, term
 from launcher.planner.types import Phase, Term, TermKind
@@ -51,7 +52,7 @@ def is_offloaded(work: Workload) -> bool:
 
 def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     """Weights; partition and states on the device, or on the host when offloaded."""
-    on_device = (*whole_weights(work), *_flattening(work), *partition.held_by_graph(work))
+    on_device = (*whole_weights(work), *quantising(work), *_flattening(work), *partition.held_by_graph(work))
     if is_offloaded(work):
         return (*on_device, *_offload_buffer(work))
     numel = partition_numel(work)
