@@ -43,6 +43,7 @@ def test_ddp_sends_a_quantised_models_values_beside_its_biases_piece() -> None:
     ("model", "options", "traced_load", "traced_wrap"),
     [
         ("mistral-7b", {"method": "qlora", "shard": "ddp", "quant_type": "int8"}, 1_153_761_280, 1_350_992_384),
+        ("llama3-8b", {"method": "lora", "shard": "fsdp", "offload": "all"}, 0, 1_576_009_728),
     ],
 )
 def test_loading_and_wrapping_are_as_traced_in_jobs_beside_the_grid(

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from launcher.planner import quantisation
 from launcher.planner.inventory import Held, Inventory, State
-from launcher.planner.sharding.order import after_blocks, before_blocks, in_order
+from launcher.planner.sharding.order import groups
 from launcher.planner.workload import Workload
 from launcher.spec import Dtype
 from launcher.units import MIB
@@ -79,9 +79,7 @@ def _pieces(inventory: Inventory, dtypes: Dtypes) -> Iterator[Piece]:
 
 def _tensors(inventory: Inventory, dtypes: Dtypes) -> Iterator[tuple[str, int]]:
     """Dtype and bytes of every parameter, in the order in which a model lists them."""
-    yield from map(dtypes.stored, before_blocks(inventory))
-    for block in inventory.blocks:
-        tensors = [dtypes.stored(p) for p in in_order(block)]
-        for _ in range(block.copies):
+    for copies, parameters in groups(inventory):
+        tensors = [dtypes.stored(p) for p in parameters]
+        for _ in range(copies):
             yield from tensors
-    yield from map(dtypes.stored, after_blocks(inventory))

@@ -11,8 +11,6 @@ the tail, whose gradients then wait for the end of the backward pass.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,7 +25,7 @@ from launcher.planner.gradients import (
     made_in_root,
     running_parts,
 )
-from launcher.planner.inventory import Block, Held, State
+from launcher.planner.inventory import Block
 from launcher.planner.moments import (
     AFTER_HEAD,
     BEFORE_GRADIENTS,
@@ -41,13 +39,12 @@ from launcher.planner.moments import (
     Point,
 )
 from launcher.planner.sharding import rows
-from launcher.planner.sharding.loading import is_loaded_whole, whole_while_loading
+from launcher.planner.sharding.fsdp_loading import loading_terms
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, FROM_WRAP, at, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.weights import whole_constants
 from launcher.planner.workload import Workload
-from launcher.shards import waits_in_host_memory
 from launcher.spec import MethodKind, Offload
 
 GATHERED = "parameters, gathered"
@@ -66,7 +63,7 @@ def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     """Shards and gradients (on the host when offloaded), and what loading and saving need: padded, and so the same on
     every rank."""
     del rank
-    buffers = (*whole_constants(work), *_loading(work))
+    buffers = (*whole_constants(work), *loading_terms(work))
     if work.spec.shard.offload is Offload.ALL:
         return buffers
     return (*_shards(work), *_gradients(work), *buffers)
@@ -361,73 +358,3 @@ def _reduced(work: Workload, moment: Moment) -> tuple[Term, ...]:
             source=COLLECTIVES,
         ),
     )
-
-
-def _loading(work: Workload) -> tuple[Term, ...]:
-    """Wrapping passes one whole parameter after the other through the device, and saving gathers them; of a tied
-    embedding, which comes a second time as the head, there is a second shard meanwhile. A quantised model comes group
-    by group from host RAM; on a CPU it is whole on the device already, until the wrapped one has taken its place."""
-    largest, parameter = max(
-        ((p.numel * rows.stored(work, p)[1], p) for p, _ in work.inventory.counted() if p.state is not State.QUANTISED),
-        key=lambda pair: pair[0],
-    )
-    shards = work.world_size + (work.spec.shard.offload is Offload.ALL)
-    gathered = shards * max(_whole_and_shard_bytes(work, (p,))[1] for p, _ in work.inventory.counted())
-    again = 0
-    if work.inventory.is_tied and is_of_embedding(parameter):
-        again = rows.padded_numel(parameter.shape, work.world_size) * rows.stored(work, parameter)[1]
-    source = "accelerate 1.15 utils/fsdp_utils.py; torch 2.13 distributed/checkpoint/state_dict.py"
-    if waits_in_host_memory(work.spec):
-        passing = _whole_group(work)
-    else:
-        passing = term(
-            "one whole parameter",
-            TermKind.SHARDING_BUFFERS,
-            0 if is_loaded_whole(work) else largest + again,
-            (Phase.WRAP,),
-            formula=f"the largest, {largest:,} B + {again:,} B of a tied one's shard",
-            source=source,
-        )
-    return (
-        *passing,
-        *term(
-            "one whole parameter, to save it",
-            TermKind.SHARDING_BUFFERS,
-            gathered,
-            (Phase.SAVE,),
-            formula=f"the largest, {gathered:,} B: padded, and its own shard again where it is offloaded",
-            source=source,
-        ),
-        *whole_while_loading(work),
-    )
-
-
-def _whole_group(work: Workload) -> tuple[Term, ...]:
-    """fully_shard takes a whole group to the device before it splits it, the blocks first. The embedding and the head
-    come last and stay whole until both are split: accelerate has them in variables (input_weight, output_weight). An
-    offloaded shard leaves the device at once."""
-    root = work.inventory.root
-    whole_root, later = _whole_and_shard_bytes(work, root.parameters)
-    whole_block = max(_whole_and_shard_bytes(work, block.parameters)[0] for block in work.inventory.blocks)
-    leaving = 0
-    if work.spec.shard.offload is Offload.ALL:
-        leaving, later = max(_whole_and_shard_bytes(work, (p,))[1] for p in root.parameters), 0
-    return term(
-        "one whole group, before it is sharded",
-        TermKind.SHARDING_BUFFERS,
-        max(whole_block - later, whole_root + leaving),
-        (Phase.WRAP,),
-        formula=f"the larger of a block, {whole_block:,} B - {later:,} B of shards that are not there yet, and of"
-        f" embedding and head, {whole_root:,} B + {leaving:,} B of a shard that leaves",
-        source="torch 2.13 distributed/fsdp/_fully_shard/_fsdp_init.py _move_states_to_device; accelerate 1.15"
-        " utils/fsdp_utils.py fsdp2_prepare_model; jobs/waiting.py",
-    )
-
-
-def _whole_and_shard_bytes(work: Workload, parameters: Iterable[Held]) -> tuple[int, int]:
-    whole = shard = 0
-    for parameter in parameters:
-        shape, width = rows.stored(work, parameter)
-        whole += math.prod(shape) * width
-        shard += rows.padded_numel(shape, work.world_size) * width
-    return whole, shard

@@ -4,30 +4,36 @@ by block, what follows them. peft's adapters stand inside the modules that they 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 from launcher.models import Role
 from launcher.planner.gradients import is_of_embedding
 from launcher.planner.inventory import Block, Held, Inventory
 
-Module = tuple[Held, ...]
+Parameters = tuple[Held, ...]
 
 
 @lru_cache(maxsize=64)
-def before_blocks(inventory: Inventory) -> Module:
+def before_blocks(inventory: Inventory) -> Parameters:
     """The embedding."""
     return tuple(p for p in inventory.root.parameters if is_of_embedding(p))
 
 
 @lru_cache(maxsize=64)
-def after_blocks(inventory: Inventory) -> Module:
+def after_blocks(inventory: Inventory) -> Parameters:
     """The final norm and the head."""
     return tuple(p for p in inventory.root.parameters if not is_of_embedding(p))
 
 
 @lru_cache(maxsize=64)
-def modules(block: Block) -> tuple[Module, ...]:
+def groups(inventory: Inventory) -> tuple[tuple[int, Parameters], ...]:
+    """All of it: how many times, one after the other, and the parameters."""
+    blocks = ((block.copies, in_order(block)) for block in inventory.blocks)
+    return (1, before_blocks(inventory)), *blocks, (1, after_blocks(inventory))
+
+
+@lru_cache(maxsize=64)
+def modules(block: Block) -> tuple[Parameters, ...]:
     """A block's modules, each with its own parameters and its adapters."""
     found: dict[str, list[Held]] = {}
     for parameter in block.parameters:
@@ -35,9 +41,9 @@ def modules(block: Block) -> tuple[Module, ...]:
     return tuple(map(tuple, found.values()))
 
 
-def in_order(block: Block) -> Iterator[Held]:
+def in_order(block: Block) -> Parameters:
     """A block's parameters."""
-    return (parameter for module in modules(block) for parameter in module)
+    return tuple(parameter for module in modules(block) for parameter in module)
 
 
 def _module(parameter: Held) -> str:
