@@ -1,6 +1,7 @@
 """ZeRO-3: every parameter split evenly by elements, gathered layer by layer.
 
-Source: deepspeed 0.19.8 runtime/zero/stage3.py; zero3_layout has the partitions, zero3_gathered what is whole.
+Source: deepspeed 0.19.8 runtime/zero/stage3.py; zero3_layout has the partitions, zero3_gathered what is
+whole in a step, zero3_loading what is before.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HE
 from launcher.planner.sharding import partition
 from launcher.planner.sharding import zero3_gathered as gathered
 from launcher.planner.sharding import zero3_layout as layout
-from launcher.planner.sharding.loading import is_loaded_whole, whole_while_loading
+from launcher.planner.sharding import zero3_loading as loading
 from launcher.planner.sharding.rows import KINDS, TRAINED
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.sharding.zero3_layout import PARTITIONS
-from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, FROM_WRAP, at, term
+from launcher.planner.terms import ALWAYS, FROM_WRAP, at, peak_bytes, term
 from launcher.planner.types import Phase, Term, TermKind
 from launcher.planner.weights import whole_constants
 from launcher.planner.workload import Workload
@@ -37,20 +38,19 @@ def terms(work: Workload, rank: int) -> tuple[Term, ...]:
     """Partitions, states and buffers; what is offloaded leaves the device."""
     del rank  # all ranks are alike
     offload = work.spec.shard.offload
-    found = (
+    engine = (
         *whole_constants(work),
         *gathered.persistent_terms(work),
         *gathered.kept_terms(gathered.kept_bytes(work), (Phase.LOSS, Phase.BACKWARD, Phase.OPTIMIZER)),
         *_bucket(work),
-        *_loading(work),
         *_initialising(work),
         *partition.held_by_graph(work),
     )
     if offload is not Offload.ALL:
-        found += _shards(work)
+        engine += _shards(work)
     if offload is Offload.NONE:
-        found += (*_partitions(work), *_gradients(work), *_step(work))
-    return found
+        engine += (*_partitions(work), *_gradients(work), *_step(work))
+    return (*engine, *loading.loading_terms(work), *loading.converting(work, peak_bytes(engine, Phase.WRAP)))
 
 
 def own_terms(work: Workload, rank: int) -> tuple[Term, ...]:
@@ -78,7 +78,7 @@ def _shards(work: Workload) -> tuple[Term, ...]:
             f"{state} weights, partition",
             kind,
             layout.shard_bytes(work, state),
-            FROM_FIRST_STEP if is_loaded_whole(work) else ALWAYS,
+            FROM_WRAP if state in loading.states_loaded_whole(work) else ALWAYS,
             formula=f"{work.inventory.numel(state):,} elements / {work.world_size} ranks, each tensor rounded up",
             source=PARTITIONS,
         )
@@ -113,9 +113,7 @@ def _initialising(work: Workload) -> tuple[Term, ...]:
     if work.spec.shard.offload is Offload.NONE:
         zeros = layout.sub_group_numel(work) * work.stepped_dtype.num_bytes
         later = layout.partition_numel(work) * work.gradient_bytes + bucket_bytes(work)
-    whole = max(
-        (numel * width for p, _ in work.inventory.counted(*TRAINED) for numel, width in [layout.stored(work, p)])
-    )
+    whole = max(loading.gathered_bytes(work, p) for p, _ in work.inventory.counted(*TRAINED))
     return term(
         "initialising states, or one whole parameter",
         TermKind.SHARDING_BUFFERS,
@@ -189,32 +187,4 @@ def _in_flight(work: Workload, moment: Moment) -> tuple[Term, ...]:
             formula=f"{copied:,} elements x {width} B",
             source="deepspeed 0.19.8 runtime/comm/coalesced_collectives.py reduce_scatter_coalesced",
         ),
-    )
-
-
-def _loading(work: Workload) -> tuple[Term, ...]:
-    """Loading partitions one whole parameter at a time, and saving gathers one. A quantised model is loaded whole, and
-    its parameters are partitioned one by one as it is wrapped."""
-    numel, width = max(
-        (layout.stored(work, p) for p, _ in work.inventory.counted()), key=lambda held: held[0] * held[1]
-    )
-    partition_bytes = ceil_div(numel, work.world_size) * width if is_loaded_whole(work) else 0
-    return (
-        *term(
-            "one whole parameter",
-            TermKind.SHARDING_BUFFERS,
-            numel * width,
-            (Phase.SAVE,) if is_loaded_whole(work) else (Phase.LOAD, Phase.SAVE),
-            formula=f"{numel:,} elements x {width} B",
-            source=f"{PARTITIONS} Init; deepspeed 0.19.8 runtime/engine.py _zero3_consolidated_16bit_state_dict",
-        ),
-        *term(
-            "one parameter's partition",
-            TermKind.SHARDING_BUFFERS,
-            partition_bytes,
-            (Phase.WRAP,),
-            formula=f"{numel:,} elements x {width} B / {work.world_size} ranks",
-            source=f"{PARTITIONS} Init",
-        ),
-        *whole_while_loading(work),
     )
