@@ -42,7 +42,7 @@ from launcher.planner.sharding import rows
 from launcher.planner.sharding.fsdp_loading import loading_terms
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, FROM_WRAP, at, term
-from launcher.planner.types import Phase, Term, TermKind
+from launcher.planner.types import Term, TermKind
 from launcher.planner.weights import whole_constants
 from launcher.planner.workload import Workload
 from launcher.spec import MethodKind, Offload

@@ -17,22 +17,27 @@ PLACED = "transformers 5.23 quantizers/quantizer_bnb_4bit.py update_device_map"
 def quantising(work: Workload) -> tuple[Term, ...]:
     """transformers copies one tensor after the other to the device and quantises it there, sorted by their names
     (core_model_loading.py convert_and_load_state_dict_in_model). The highest is in the last layer: a tensor as it was
-    read, with all but what comes after it, the adapters among that. On a CPU what is read is part of the file."""
-    if not is_loaded_whole(work) or not work.on_cuda:
+    read, with all but what comes after it, the adapters among that; alone, with what it becomes, where the others wait
+    in host RAM. On a CPU what is read is part of the file."""
+    if not work.inventory.numel(State.QUANTISED) or not work.on_cuda:
         return ()
+    waits = waits_in_host_memory(work.spec)
     layer = sorted((p for p in work.inventory.blocks[-1].parameters if p.role is not Role.ADAPTER), key=_name)
-    later = adapter_bytes(work) + sum(
-        _loaded_bytes(work, p) for p in after_blocks(work.inventory) if p.role is Role.NORM
-    )
+    later = 0
+    if not waits:
+        norms = (p for p in after_blocks(work.inventory) if p.role is Role.NORM)
+        later = adapter_bytes(work) + sum(_loaded_bytes(work, p) for p in norms)
     most, formula = 0, ""
     for parameter in reversed(layer):
         if parameter.state is State.QUANTISED:
             read = parameter.numel * work.stored_dtype(State.FROZEN).num_bytes
             scratch = quantisation.scratch_bytes(work, parameter.numel)
+            if waits:
+                scratch += _loaded_bytes(work, parameter)
             if read + scratch - later > most:
                 most = read + scratch - later
                 formula = f"{read:,} B as read + {scratch:,} B of scratch, in the place of {later:,} B loaded later"
-        later += _loaded_bytes(work, parameter)
+        later += 0 if waits else _loaded_bytes(work, parameter)
     return term(
         "weight being quantised",
         TermKind.WEIGHTS,
