@@ -28,8 +28,9 @@ def activation_terms(work: Workload) -> tuple[Term, ...]:
     return _batch(work)
 
 
-def forward_activations(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """Those of one moment of a forward pass: what blocks have kept, the residual stream, and the block that runs."""
+def forward_activations(work: Workload, moment: Moment, num_run: int) -> tuple[Term, ...]:
+    """Those of one moment of a forward pass: what blocks have kept, the residual stream, and the block that runs, with
+    which so many have."""
     if moment.point in (Point.HEAD, Point.LOSS):
         return _stream(work, moment, "last hidden states", 1)
     if moment.point in (Point.NORM_GATHER, Point.HEAD_GATHER):
@@ -40,7 +41,7 @@ def forward_activations(work: Workload, moment: Moment) -> tuple[Term, ...]:
         return _stream(work, moment, copies=1)
     if moment.point is Point.NORM:
         return (*_kept(work, moment), *_norming(work, moment))
-    kept = _kept_by_earlier(work, moment) if moment.is_trained else _stream(work, moment)
+    kept = _kept_by_earlier(work, moment, num_run) if moment.is_trained else _stream(work, moment)
     if moment.point is Point.NEXT_GATHER:
         return kept
     return (*kept, *_running_forward(work, moment))
@@ -75,29 +76,31 @@ def _batch(work: Workload) -> tuple[Term, ...]:
     )
 
 
-def _kept_by_earlier(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """What the blocks before the last have kept; with checkpointing that has its input, too."""
-    whole, formula, source = _kept_by_all(work)
+def kept_by_earlier(work: Workload, num_run: int) -> int:
+    """Bytes that the blocks before the one that runs have kept; with checkpointing that has its input, too."""
+    whole, _, _ = _kept_by_all(work)
     running = 0 if work.checkpointing else max(block_bytes(work, block).saved for block in work.inventory.blocks)
+    return max(whole * num_run // work.inventory.num_layers - running, 0) * work.tokens
+
+
+def _kept_by_earlier(work: Workload, moment: Moment, num_run: int) -> tuple[Term, ...]:
+    _, formula, source = _kept_by_all(work)
+    share = "" if num_run == work.inventory.num_layers else f" x {num_run} of {work.inventory.num_layers} blocks"
     return at(
         moment,
         "kept by earlier blocks",
         TermKind.ACTIVATIONS,
-        (whole - running) * work.tokens,
-        formula=f"({formula}{'' if work.checkpointing else ' - the running block'}) x {work.tokens:,} tokens",
+        kept_by_earlier(work, num_run),
+        formula=f"({formula}{share}{'' if work.checkpointing else ' - the running block'}) x {work.tokens:,} tokens",
         source=source,
     )
 
 
 def _running_forward(work: Workload, moment: Moment) -> tuple[Term, ...]:
-    """The last block's forward pass; in an evaluation, and where it will be recomputed, nothing is kept of it."""
+    """The block that runs forward; in an evaluation, and where it will be recomputed, nothing is kept of it."""
+    assert moment.point is not None
     is_saving = moment.is_trained and not work.checkpointing
-    if moment.point is Point.QUANTISED:
-        rates = [block_forward.quantised_bytes(work, kind, is_saving=is_saving) for kind in work.inventory.blocks]
-    else:
-        of = block_forward.saving_bytes if is_saving else block_forward.working_bytes
-        rates = [of(work, kind) for kind in work.inventory.blocks]
-    rate = max(rates)
+    rate = max(block_forward.bytes_at(work, kind, moment.point, is_saving=is_saving) for kind in work.inventory.blocks)
     return at(
         moment,
         "running block",

@@ -30,7 +30,8 @@ OTHER_NORMS = ("post_", "pre_")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockBytes:
     """Bytes a token. first_norm, attention and mlp are saved, with the adapters and norms of each; *_working is what
-    the backward pass of that part needs on top at its highest point."""
+    the backward pass of that part needs on top at its highest point; forward_* what the forward pass needs where
+    nothing is kept: at most, in attention, and in the last projection."""
 
     first_norm: int
     attention: int

@@ -21,11 +21,26 @@ from launcher.planner.block import (
     mlp_width,
 )
 from launcher.planner.inventory import Block, Held, State
+from launcher.planner.moments import Point
 from launcher.planner.workload import Workload
 
 SOURCE = (
     "transformers 5.23 models/llama/modeling_llama.py LlamaMLP.forward; peft 0.21 tuners/lora/layer.py Linear.forward"
 )
+
+
+def bytes_at(work: Workload, block: Block, point: Point, *, is_saving: bool) -> int:
+    """At one point of its forward pass; is_saving: whether all is kept that a backward pass reads."""
+    if point is Point.QUANTISED:
+        return quantised_bytes(work, block, is_saving=is_saving)
+    if point is Point.ATTENTION:
+        kept = block_bytes(work, block)
+        saved = kept.first_norm + kept.attention if is_saving else 0
+        return max(saved, _streams(work, 2) + attention.forward_working_bytes(work))
+    if point is Point.DOWN:
+        saved = block_bytes(work, block).saved if is_saving else 0
+        return max(saved, _streams(work, 3) + _down(work, block))
+    return saving_bytes(work, block) if is_saving else working_bytes(work, block)
 
 
 @lru_cache(maxsize=32)
@@ -77,6 +92,12 @@ def _mlp(work: Workload, block: Block) -> int:
         return gathered + max(3 * inner, 3 * gathered)
     held = (4 if attention.is_fused(work) else 3) * inner
     return max(held, *(_at_adapter(work, block, name, matrix) for name, matrix in _adapted_mlp(block).items()), 0)
+
+
+def _down(work: Workload, block: Block) -> int:
+    """The last projection's input; where one projection makes gate and up, a view of the gate keeps both (transformers
+    5.23 models/phi3/modeling_phi3.py Phi3MLP.forward)."""
+    return _inner_bytes(work, block) * (3 if attention.is_fused(work) else 1)
 
 
 def _at_adapter(work: Workload, block: Block, module: str, matrix: Held) -> int:

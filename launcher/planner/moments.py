@@ -29,13 +29,16 @@ class Part(StrEnum):
 
 
 class Point(StrEnum):
-    """How far a forward pass is. The gathers are those of FSDP2, whose buffers of two groups then overlap."""
+    """How far a forward pass is. The gathers are those of FSDP2, whose buffers of two groups then overlap; the parts of
+    a block around its highest are where ZeRO-3 can have gathered more."""
 
     EMBEDDING = "in the embedding"
     FIRST_GATHER = "before the first block"
     NEXT_GATHER = "before the last block"
+    ATTENTION = "in a block's attention"
     BLOCK = "in the last block's forward pass"
     QUANTISED = "in a quantised layer of the last block's forward pass"
+    DOWN = "in a block's last projection"
     NORM_GATHER = "before the final norm"
     NORM = "in the final norm"
     HEAD_GATHER = "before the head"

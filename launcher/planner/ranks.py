@@ -96,7 +96,7 @@ def _forward(work: Workload, sharding: Sharding) -> Iterator[tuple[Moment, tuple
             moment,
             (
                 *sharding.forward_terms(work, moment),
-                *forward_activations(work, moment),
+                *forward_activations(work, moment, sharding.fullest_block(work, moment)),
                 *evaluated_logits(work, moment),
                 *forward_workspaces(work, moment),
             ),

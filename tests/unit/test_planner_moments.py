@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from benchmarks.grid.compare import planned_bytes
 from launcher.planner.experts import merged_numels
 from launcher.planner.inventory import State
-from launcher.planner.moments import MOMENTS, Place
+from launcher.planner.moments import FORWARDS, MOMENTS, Place, Point
 from launcher.planner.ranks import plan_of_rank, rank_plans
 from launcher.planner.sharding import fsdp, prefetch, rows, zero2, zero3_gathered
+from launcher.planner.sharding.allgather import Gathered
 from launcher.planner.types import Phase
 from tests.planner_jobs import estimate, job, model_config, only_rank, term
 
@@ -89,7 +92,7 @@ def test_after_an_evaluation_fsdp_gathers_the_tail_once_more() -> None:
 def test_prefetching_is_that_of_a_real_engine() -> None:
     """deepspeed 0.19.8 with two layers of Llama 3 8B in bf16, checkpointed, the evaluation before the first step: at
     its loss the coordinator counted 625,999,872 available elements beside the head's, and at most all 1,486,880,768
-    before."""
+    before; where the MLP is at its widest, its up projection has been released."""
     found = zero3_gathered.live_bytes(two_layers(method="full", shard="zero3"))  # type: ignore[arg-type]
     block = 2 * 218_103_808
     loss = 2 * 625_999_872
@@ -100,7 +103,65 @@ def test_prefetching_is_that_of_a_real_engine() -> None:
         head=loss + 2 * EMBEDDING,
         last_block=loss + block,
     )
-    assert 2 * EMBEDDING < found.embedding < max(found.blocks) == 2 * 1_486_880_768
+    assert 2 * EMBEDDING < found.embedding < max(map(max, found.blocks)) == 2 * (1_486_880_768 - 14_336 * 4_096)
+
+
+def test_a_flat_buffer_stays_until_all_in_it_have_been_waited_for() -> None:
+    """Two parameters of 10 and 20 bytes come in a flat buffer of 30; the first that is fetched has both copied out."""
+    gathered = Gathered()
+    first, second, alone = (1, 5, 10), (2, 10, 20), (3, 4, 8)
+    gathered.gather((first, second))
+    gathered.gather((alone,))
+    assert (gathered.numel, gathered.size_bytes) == (19, 38)
+    assert gathered.fetch((alone,)) == 38
+    assert gathered.fetch((first,)) == gathered.size_bytes == 68
+    gathered.release(first)
+    assert gathered.fetch((second,)) == 58
+    assert gathered.size_bytes == 28
+    assert gathered.fetch((first, second)) == 38
+
+
+def test_a_module_of_two_parameters_has_them_twice_while_they_are_fetched() -> None:
+    gathered = Gathered()
+    assert gathered.fetch(((1, 5, 10), (2, 10, 20))) == 60
+    assert gathered.size_bytes == 30
+
+
+def test_a_tied_embedding_stays_where_the_head_comes_soon() -> None:
+    """Two layers of Llama 3.2 1B: with a reuse distance of one element it is released, and gathered again."""
+    embedding = 2 * 128_256 * 2_048
+    soon = job(model_config("llama3.2-1b") | {"num_hidden_layers": 2}, method="full", shard="zero3", gpus=8)
+    late = dataclasses.replace(soon, shard=dataclasses.replace(soon.shard, max_reuse_distance=1, max_live_parameters=1))
+    kept, released = (zero3_gathered.live_bytes(estimate(spec).work) for spec in (soon, late))
+    assert min(min(block) for block in kept.blocks) > embedding
+    assert max(max(block) for block in released.blocks) < embedding
+
+
+def test_a_lora_layer_fetches_its_first_matrix_before_what_it_adapts() -> None:
+    """As traced with Qwen3 4B: the first gather ahead is of q_proj's first matrix (16 x 2,560) and q_proj (4,096 x
+    2,560) together, so that the embedding stands beside a flat buffer of both."""
+    config = model_config("qwen3-4b") | {"num_hidden_layers": 2}
+    work = estimate(job(config, shard="zero3", gpus=8, global_batch=8)).work
+    after_embedding = zero3_gathered.live_bytes(work).embedding - 2 * 151_936 * 2_560
+    assert after_embedding == 21_053_440 + 31_883_264
+
+
+def test_adapted_experts_are_fetched_with_their_router() -> None:
+    """As traced with Qwen3 30B: gate and up, down, the router and the first matrix, in this order, before the router
+    runs; the largest is beside the flat buffer that it came in."""
+    config = model_config("qwen3-30b-a3b") | {"num_hidden_layers": 2}
+    work = estimate(job(config, shard="zero3", gpus=4, global_batch=4, sequence_length=4096)).work
+    first, last = zero3_gathered.live_bytes(work).blocks
+    assert first.down == 0
+    assert last.mlp == pytest.approx(3_316_252_672, rel=1e-3)
+
+
+def test_forward_passes_are_fullest_where_gathering_is() -> None:
+    """30 blocks of a small model are all gathered ahead, long before the last block."""
+    work = estimate(job("smollm2-135m", shard="zero3", gpus=8, micro_batch=4, sequence_length=1024)).work
+    moment = FORWARDS[Point.BLOCK]
+    assert 1 < zero3_gathered.fullest_block(work, moment) < 30
+    assert zero2.fullest_block(work, moment) == 30
 
 
 def test_prefetching_ends_at_the_limit() -> None:

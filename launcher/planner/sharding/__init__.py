@@ -7,6 +7,7 @@ terms_at(work, rank, moment): those that do, from the loss on.
 after_evaluation(work, moment): what a step that follows an evaluation, as the first does, has gathered at a moment;
 None where that is the same as in any step.
 GATHERS: the points of a forward pass, besides its blocks, at which gathering can make it the highest.
+fullest_block(work, moment): the block, counted from 1, in which a forward pass is at its highest.
 forward_terms(work, moment): what is gathered at a point of a forward pass, a step's or an evaluation's.
 """
 
@@ -36,6 +37,8 @@ class Sharding(Protocol):
     def terms_at(self, work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]: ...
 
     def after_evaluation(self, work: Workload, moment: Moment) -> tuple[Term, ...] | None: ...
+
+    def fullest_block(self, work: Workload, moment: Moment) -> int: ...
 
     def forward_terms(self, work: Workload, moment: Moment) -> tuple[Term, ...]: ...
 

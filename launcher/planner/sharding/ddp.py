@@ -79,6 +79,12 @@ def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
     return (*_so_far(work, moment), *_in_flight(work, moment))
 
 
+def fullest_block(work: Workload, moment: Moment) -> int:
+    """The last."""
+    del moment
+    return work.inventory.num_layers
+
+
 def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
     """Nothing is gathered."""
     del work, moment

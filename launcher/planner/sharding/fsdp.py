@@ -192,6 +192,12 @@ def groups(work: Workload) -> Groups:
     )
 
 
+def fullest_block(work: Workload, moment: Moment) -> int:
+    """The last."""
+    del moment
+    return work.inventory.num_layers
+
+
 def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
     """Copies in use, and flat buffers. The one that the last copies were made from is kept for the overlap with the
     next group: it is there until the next copies are made, so that a gather has three of a group's size."""

@@ -15,19 +15,45 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 from launcher.models import Role
+from launcher.planner.block import has_adapted_experts
 from launcher.planner.inventory import Block, Held, Inventory, State
+from launcher.planner.moments import Part, Point
+from launcher.planner.sharding.allgather import Fetched, Gathered
 from launcher.units import ceil_div
 
 # Modules called around a block's parameters that have none of their own: by the module before which they come.
 BEFORE = {"input_layernorm": 1, "q_proj": 1, "qkv_proj": 1, "gate_proj": 1, "gate_up_proj": 1, "up_proj": 1}
-ADAPTED_CALLS = 2  # a LoRA layer, and its dropout
 BEFORE_EMBEDDING = 2  # the model and its decoder
 AFTER_EMBEDDING = 1  # rotary embeddings
 
-Use = tuple[tuple[int, int, int], ...]  # of one module: for each parameter its key, its elements and its bytes
+Use = tuple[Fetched, ...]  # of one module
+
+
+class InBlock(NamedTuple):
+    """The most bytes gathered in one block: up to its MLP, where that is at its widest, and in its last projection."""
+
+    attention: int
+    mlp: int
+    down: int
+
+    def at(self, point: Point | None) -> int:
+        """Those at a point of a forward pass."""
+        if point is Point.ATTENTION:
+            return self.attention
+        return self.down if point is Point.DOWN else self.mlp
+
+
+class Call(NamedTuple):
+    """Bytes gathered around one module: the most while its parameters are fetched, while it runs, and after it."""
+
+    fetching: int
+    running: int
+    after: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +62,7 @@ class Live:
     with what the backward pass begins with: the head's, and then the last block's."""
 
     embedding: int
-    blocks: tuple[int, ...]
+    blocks: tuple[InBlock, ...]
     loss: int
     head: int
     last_block: int
@@ -66,66 +92,118 @@ class Stored:
         return parameter.numel, parameter.numel * width
 
 
-@lru_cache(maxsize=128)
-def live(inventory: Inventory, stored: Stored, *, checkpointing: bool, bucket: int, limit: int) -> Live:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much is gathered ahead, in elements: at a time, and altogether; and how far off a next use may be for which
+    a parameter stays."""
+
+    bucket: int
+    live: int
+    reuse: int
+
+
+NO_ORDER = Limits(bucket=0, live=0, reuse=0)
+
+
+class Order(StrEnum):
+    """What is known of the modules to come: nothing while they are recorded, those of an evaluation where that was
+    recorded, or those of a whole step."""
+
+    NONE = "none"
+    EVALUATION = "an evaluation's"
+    STEP = "a step's"
+
+
+@lru_cache(maxsize=256)
+def live(inventory: Inventory, stored: Stored, limits: Limits, order: Order, *, checkpointing: bool) -> Live:
     """Follow one forward pass."""
     forward = tuple(_forward(inventory, stored))
-    backward = tuple(_backward(inventory, stored, checkpointing))
-    most, gathered = _follow(forward, backward, bucket, limit)
-    ahead = sum(gathered.values())
+    backward = tuple(_backward(inventory, stored, checkpointing)) if order is Order.STEP else ()
+    calls, gathered = _follow(forward, backward, NO_ORDER if order is Order.NONE else limits)
+    ahead = gathered.size_bytes
     head = sum(size for key, _, size in forward[-1] if key not in gathered)
     number, block = tuple(_layers(inventory))[-1]
     last = {key: size for use in _block_forward(block, number, stored) for key, _, size in use}
     return Live(
-        embedding=max(most[: BEFORE_EMBEDDING + 1]),
-        blocks=tuple(_by_block(most[BEFORE_EMBEDDING + 1 + AFTER_EMBEDDING :], inventory, stored)),
+        embedding=max(max(call) for call in calls[: BEFORE_EMBEDDING + 1]),
+        blocks=tuple(_by_block(calls[BEFORE_EMBEDDING + 1 + AFTER_EMBEDDING :], inventory, stored)),
         loss=ahead,
         head=ahead + head,
         last_block=ahead + sum(size for key, size in last.items() if key not in gathered),
     )
 
 
-def _by_block(most: Sequence[int], inventory: Inventory, stored: Stored) -> Iterator[int]:
-    """The most in each block, from what is gathered in its modules."""
+def _by_block(calls: Sequence[Call], inventory: Inventory, stored: Stored) -> Iterator[InBlock]:
+    """The most in the parts of each block, from what is gathered in its modules."""
     begin = 0
     for number, block in _layers(inventory):
         end = begin + len(_block_forward(block, number, stored))
-        yield max(most[begin:end])
+        attention, mlp, down = (
+            [call for call, part in zip(calls[begin:end], _parts(block), strict=True) if part is wanted]
+            for wanted in (Part.ATTENTION, Part.MLP, Part.END)
+        )
+        yield InBlock(
+            attention=max(max(max(call[:2]) for call in attention), max(call.fetching for call in mlp)),
+            mlp=max(call.after if down else call.running for call in mlp),
+            down=max((max(call[:2]) for call in down), default=0),
+        )
         begin = end
 
 
-def _follow(
-    forward: Sequence[Use], backward: Sequence[Use], bucket: int, limit: int
-) -> tuple[list[int], dict[int, int]]:
-    """The bytes gathered while each module runs, and what is there at the end of the forward pass. The bucket and the
-    limit count elements."""
+@lru_cache(maxsize=64)
+def _parts(block: Block) -> tuple[Part, ...]:
+    """The part of a block that each of its modules' calls is in."""
+    names = [name for name, _ in _modules(block)]
+    widest = next(name for name in names if name in WIDEST)
+    return tuple(
+        Part.MLP if name == widest else Part.ATTENTION if _place(name) < _place(widest) else Part.END
+        for name, parameters in _modules(block)
+        for _ in _module_calls(name, parameters)
+    )
+
+
+def _follow(forward: Sequence[Use], backward: Sequence[Use], limits: Limits) -> tuple[list[Call], Gathered]:
+    """What is gathered around each module, and at the end of the forward pass."""
+    kept = _kept(forward, limits.reuse)
     queue = [(step, held) for step, use in enumerate((*forward, *backward)) for held in use]
-    gathered: dict[int, int] = {}
-    most: list[int] = []
-    at = num_live = live = 0
+    gathered = Gathered()
+    calls: list[Call] = []
+    at, end = 0, len(queue)
     for step, use in enumerate(forward):
-        for key, numel, size in use:
-            if key not in gathered:
-                gathered[key] = size
-                num_live += numel
-                live += size
-        while at < len(queue) and queue[at][0] <= step:
+        fetching = gathered.fetch(use)
+        while at < end and queue[at][0] <= step:
             at += 1
-        room, ahead = min(limit - num_live, bucket), 0
-        while at < len(queue) and ahead < room:
-            key, numel, size = queue[at][1]
-            if key not in gathered:
-                gathered[key] = size
+        room, ahead = min(limits.live - gathered.numel, limits.bucket), 0
+        wanted: dict[int, Fetched] = {}
+        while at < end and ahead < room:
+            key, numel, _ = held = queue[at][1]
+            if key not in gathered and key not in wanted:
+                wanted[key] = held
                 ahead += numel
-                live += size
             at += 1
-        num_live += ahead
-        most.append(live)
-        for key, numel, size in use:
-            del gathered[key]
-            num_live -= numel
-            live -= size
-    return most, gathered
+        if wanted:
+            gathered.gather(wanted.values())
+        running = gathered.size_bytes
+        for held in use:
+            if (step, held[0]) not in kept:
+                gathered.release(held)
+        calls.append(Call(fetching, running, gathered.size_bytes))
+    return calls, gathered
+
+
+def _kept(forward: Sequence[Use], distance: int) -> set[tuple[int, int]]:
+    """The uses, by module and key, after which a parameter stays because another comes before so many elements of
+    other modules do (__params_to_release): a tied embedding, and what a LoRA layer asks for."""
+    found: set[tuple[int, int]] = set()
+    last: dict[int, tuple[int, int]] = {}
+    passed = 0
+    for step, use in enumerate(forward):
+        for key, numel, _ in use:
+            if key in last and passed - last[key][1] < distance:
+                found.add((last[key][0], key))
+            passed += numel
+            last[key] = (step, passed)
+    return found
 
 
 def _forward(inventory: Inventory, stored: Stored) -> Iterator[Use]:
@@ -175,23 +253,34 @@ def _block_forward(block: Block, number: int, stored: Stored) -> tuple[Use, ...]
 
 def _calls(block: Block, number: int, stored: Stored) -> Iterator[Use]:
     for name, parameters in _modules(block):
-        yield from ((),) * BEFORE.get(name.rsplit(".", 1)[-1], 0)
-        base = [p for p in parameters if p.role is not Role.ADAPTER]
-        adapters = [p for p in parameters if p.role is Role.ADAPTER]
-        if adapters and "experts" not in name:
-            yield from ((),) * ADAPTED_CALLS
-            yield stored.use(base, number)
-            yield from (stored.use([p], number) for p in adapters)
-        else:
-            yield stored.use(parameters, number)
+        yield from (stored.use(used, number) for used in _module_calls(name, parameters))
+
+
+def _module_calls(name: str, parameters: tuple[Held, ...]) -> Iterator[tuple[Held, ...]]:
+    """The parameters of each module that is called for one that has a name: before it those that have none. A LoRA
+    layer asks its first matrix for the dtype, which makes that a parameter of its own (peft 0.21 tuners/lora/layer.py
+    Linear.forward; parameter_offload.py ZeROOrderedDict); it calls the layer it adapts, the dropout, and the matrices.
+    """
+    yield from ((),) * BEFORE.get(name.rsplit(".", 1)[-1], 0)
+    adapters = tuple(p for p in parameters if p.role is Role.ADAPTER)
+    if adapters and "experts" not in name:
+        yield adapters[:1]
+        yield tuple(p for p in parameters if p.role is not Role.ADAPTER)
+        yield ()
+        yield from ((p,) for p in adapters)
+    else:
+        yield parameters
 
 
 @lru_cache(maxsize=64)
 def _modules(block: Block) -> tuple[tuple[str, tuple[Held, ...]], ...]:
-    """A block's modules in the order of their calls, each with its own parameters and its adapters."""
+    """A block's modules in the order of their calls, each with its own parameters and its adapters. Where experts are
+    adapted, the module around them and their router reads all of both first (peft 0.21 ParamWrapper)."""
     found: dict[str, list[Held]] = {}
+    together = has_adapted_experts(block)
     for parameter in block.parameters:
-        found.setdefault(_module(parameter.name), []).append(parameter)
+        in_experts = together and parameter.name.startswith("mlp.")
+        found.setdefault("mlp.experts" if in_experts else _module(parameter.name), []).append(parameter)
     return tuple(sorted(((name, tuple(held)) for name, held in found.items()), key=lambda entry: _place(entry[0])))
 
 
@@ -220,6 +309,10 @@ ORDER = (
     "mlp.down_proj",
     "post_feedforward_layernorm",
 )
+
+
+# Where an MLP's activations are at their widest: at its last projection but one, or in its experts.
+WIDEST = ("mlp.up_proj", "mlp.gate_up_proj", "mlp.experts")
 
 
 def _place(module: str) -> int:

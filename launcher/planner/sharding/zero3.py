@@ -25,8 +25,9 @@ from launcher.spec import Offload
 from launcher.units import ceil_div
 
 SOURCE = "deepspeed 0.19.8 runtime/zero/stage3.py"
-GATHERS = (Point.EMBEDDING,)
+GATHERS = (Point.EMBEDDING, Point.ATTENTION, Point.DOWN)
 forward_terms = gathered.forward_terms
+fullest_block = gathered.fullest_block
 
 
 def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:

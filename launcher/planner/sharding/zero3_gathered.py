@@ -11,11 +11,13 @@ from functools import lru_cache
 
 from launcher.models import Role
 from launcher.planner import quantisation
+from launcher.planner.activations import kept_by_earlier
 from launcher.planner.block import has_adapted_experts
 from launcher.planner.inventory import Held
 from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, HEAD, HEAD_FORWARD, Moment, Place, Point
 from launcher.planner.sharding import prefetch
 from launcher.planner.sharding import zero3_layout as layout
+from launcher.planner.sharding.prefetch import Order
 from launcher.planner.sharding.rows import storage_bytes
 from launcher.planner.terms import FROM_FIRST_STEP, at, term
 from launcher.planner.types import Phase, Term, TermKind
@@ -44,17 +46,20 @@ def persistent_terms(work: Workload) -> tuple[Term, ...]:
     )
 
 
-def live_bytes(work: Workload) -> prefetch.Live:
+def live_bytes(work: Workload, order: Order = Order.STEP) -> prefetch.Live:
     """What is gathered at a time, followed through a forward pass."""
     shard = work.spec.shard
     assert shard.max_live_parameters is not None
     assert shard.prefetch_bucket_size is not None
+    assert shard.max_reuse_distance is not None
     return prefetch.live(
         work.inventory,
         _gathered_as(work),
+        prefetch.Limits(
+            bucket=shard.prefetch_bucket_size, live=shard.max_live_parameters, reuse=shard.max_reuse_distance
+        ),
+        order,
         checkpointing=work.checkpointing,
-        bucket=shard.prefetch_bucket_size,
-        limit=shard.max_live_parameters,
     )
 
 
@@ -90,31 +95,39 @@ def _released_bytes(work: Workload, parameters: Iterable[Held]) -> int:
     )
 
 
-def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
+def forward_terms(work: Workload, moment: Moment, order: Order = Order.STEP) -> tuple[Term, ...]:
     """Gathered parameters at a point of a forward pass, and what autograd keeps of them."""
-    found = live_bytes(work)
+    found = live_bytes(work, order)
     at_point = {Point.EMBEDDING: found.embedding, Point.HEAD: found.head, Point.LOSS: found.loss}
     if moment.point in at_point:
         return _gathered(work, moment, at_point[moment.point])
+    num_run = fullest_block(work, moment, order)
+    live = _gathered(work, moment, found.blocks[num_run - 1].at(moment.point))
     if not moment.is_trained:
-        return _gathered(work, moment, max(found.blocks))
-    live, kept = _highest_block(work, found.blocks)
-    return (*_gathered(work, moment, live), *_experts_kept(work, moment, but=1), *kept_terms(kept, (moment.phase,)))
+        return live
+    kept = kept_bytes(work) * num_run // work.inventory.num_layers
+    return (*live, *_experts_kept(work, moment, but=1), *kept_terms(kept, (moment.phase,)))
 
 
-def _highest_block(work: Workload, blocks: tuple[int, ...]) -> tuple[int, int]:
-    """What is gathered in the block with which the most is there, and the 4-bit weights kept by then: while these grow
-    from block to block, the prefetcher soon has gathered all that it may."""
-    whole = kept_bytes(work)
-    at_block = ((live, whole * number // len(blocks)) for number, live in enumerate(blocks, start=1))
-    return max(at_block, key=sum)
+@lru_cache(maxsize=64)
+def fullest_block(work: Workload, moment: Moment, order: Order = Order.STEP) -> int:
+    """The block, counted from 1, with which the most is there at a point of it: while what blocks keep grows, the
+    prefetcher soon has gathered all that it may, and from then on less and less is left."""
+    blocks = live_bytes(work, order).blocks
+    rate = kept_bytes(work) // len(blocks) if moment.is_trained else 0
+
+    def total(num_run: int) -> int:
+        kept = rate * num_run + kept_by_earlier(work, num_run) if moment.is_trained else 0
+        return blocks[num_run - 1].at(moment.point) + kept
+
+    return max(range(len(blocks), 0, -1), key=total)
 
 
-def live_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:
+def live_terms(work: Workload, moment: Moment, order: Order = Order.STEP) -> tuple[Term, ...]:
     """Gathered parameters at a moment of a step. What the backward pass needs and the prefetcher has passed over is
     fetched besides. Near the end nothing is left to fetch. A loss that multiplies by the head itself has that gathered
     as well."""
-    found = live_bytes(work)
+    found = live_bytes(work, order)
     size_bytes = found.loss
     if moment in (HEAD_FORWARD, HEAD) or (
         moment in BEFORE_GRADIENTS and work.spec.train.loss is not Loss.CROSS_ENTROPY
