@@ -11,7 +11,7 @@ from launcher.planner.inventory import State
 from launcher.planner.logits import evaluated_logits, logits_at
 from launcher.planner.moments import EVALUATIONS, FORWARDS, MOMENTS, Moment, Point
 from launcher.planner.outside import outside_terms
-from launcher.planner.sharding import SHARDINGS, Sharding
+from launcher.planner.sharding import SHARDINGS, FirstStep, Passing, Sharding
 from launcher.planner.sharding.partition import BEFORE_STATES
 from launcher.planner.types import Phase, RankPlan, Term, TermKind
 from launcher.planner.workload import Workload
@@ -44,15 +44,16 @@ def plan_of_rank(work: Workload, rank: int) -> RankPlan:
     return RankPlan(ranks=(rank,), terms=shared_terms(work, rank).and_own(sharding.own_terms(work, rank)))
 
 
-def shared_terms(work: Workload, rank: int) -> Shared:
+def shared_terms(work: Workload, rank: int) -> Shared | Marked:
     """What a rank has, but for what is its own."""
     sharding = SHARDINGS[work.spec.shard.kind]
-    moments = (*_forward(work, sharding), *_from_loss_on(work, sharding, rank))
-    return Shared(
-        (*sharding.terms(work, rank), *passing_terms(work)),
-        _highest(moments),
-        _highest(_after_evaluation(work, sharding, moments)),
-    )
+    lasting = (*sharding.terms(work, rank), *passing_terms(work))
+    forward = (*_trained(work, sharding), *_evaluated(work, sharding))
+    moments = (*_forward(work, sharding, forward), *_from_loss_on(work, sharding, rank))
+    steady = _highest(moments)
+    if early := sharding.first_steps(work):
+        return Marked(_with_first_steps(work, rank, lasting, joined(lasting, steady.values()), early))
+    return Shared(lasting, steady, _highest(_after_evaluation(work, sharding, moments)))
 
 
 def passing_terms(work: Workload) -> tuple[Term, ...]:
@@ -85,38 +86,66 @@ def _after_evaluation(
             yield moment, (*renamed, *kept)
 
 
-def _forward(work: Workload, sharding: Sharding) -> Iterator[tuple[Moment, tuple[Term, ...]]]:
-    """The forward pass of a step up to the head, and that of an evaluation with its loss."""
+def _with_first_steps(
+    work: Workload, rank: int, lasting: tuple[Term, ...], found: tuple[Term, ...], early: tuple[FirstStep, ...]
+) -> tuple[Term, ...]:
+    """Terms with those of the first steps, which are at their highest in one phase of one of them."""
+    highest: tuple[int, set[str], tuple[Term, ...]] = (0, set(), ())
+    for step in early:
+        moments = _highest((*_forward(work, step, _trained(work, step)), *_from_loss_on(work, step, rank)))
+        for phase in STEP:
+            held = [t for t in lasting if (phase in t.phases if step.has_states else _is_in_first_step(t, phase))]
+            _, passing = moments.get(phase, (None, ()))
+            size_bytes = sum(t.size_bytes for t in (*held, *passing) if t.kind is not TermKind.OUTSIDE)
+            if size_bytes > highest[0]:
+                highest = (size_bytes, {t.name for t in held}, passing)
+    _, names, passing = highest
+    marked = tuple(t.alive_in(_phases(t.phases, t.name in names)) for t in found)
+    return joined(marked, [("in the first steps", tuple(t.alive_in((Phase.FIRST_STEP,)) for t in passing))])
+
+
+def _trained(work: Workload, sharding: Passing) -> tuple[Moment, ...]:
+    """The forward pass of a step up to the head."""
+    return tuple(FORWARDS[point] for point in (*_in_blocks(work, sharding), Point.NORM))
+
+
+def _evaluated(work: Workload, sharding: Passing) -> tuple[Moment, ...]:
+    """That of an evaluation with its loss."""
+    return tuple(EVALUATIONS[point] for point in (*_in_blocks(work, sharding), Point.HEAD, Point.LOSS))
+
+
+def _in_blocks(work: Workload, sharding: Passing) -> tuple[Point, ...]:
     quantised = (Point.QUANTISED,) if work.inventory.numel(State.QUANTISED) else ()
-    points = (Point.BLOCK, *quantised, *sharding.GATHERS)
-    trained = (FORWARDS[point] for point in (*points, Point.NORM))
-    evaluated = (EVALUATIONS[point] for point in (*points, Point.HEAD, Point.LOSS))
-    for moment in (*trained, *evaluated):
-        yield (
-            moment,
-            (
-                *sharding.forward_terms(work, moment),
-                *forward_activations(work, moment, sharding.fullest_block(work, moment)),
-                *evaluated_logits(work, moment),
-                *forward_workspaces(work, moment),
-            ),
-        )
+    return (Point.BLOCK, *quantised, *sharding.GATHERS)
 
 
-def _from_loss_on(work: Workload, sharding: Sharding, rank: int) -> Iterator[tuple[Moment, tuple[Term, ...]]]:
+def _forward(work: Workload, sharding: Passing, moments: Iterable[Moment]) -> Iterator[tuple[Moment, tuple[Term, ...]]]:
+    for moment in moments:
+        computed = _computed_forward(work, moment, sharding.fullest_block(work, moment))
+        yield moment, (*sharding.forward_terms(work, moment), *computed)
+
+
+@lru_cache(maxsize=64)
+def _computed_forward(work: Workload, moment: Moment, num_run: int) -> tuple[Term, ...]:
+    """What the model itself needs, whatever the sharding; the same in the first steps and in later ones."""
+    return (
+        *forward_activations(work, moment, num_run),
+        *evaluated_logits(work, moment),
+        *forward_workspaces(work, moment),
+    )
+
+
+def _from_loss_on(work: Workload, sharding: Passing, rank: int) -> Iterator[tuple[Moment, tuple[Term, ...]]]:
     for moment in MOMENTS:
-        yield (
-            moment,
-            (
-                *sharding.terms_at(work, rank, moment),
-                *activations_at(work, moment),
-                *logits_at(work, moment),
-                *workspaces_at(work, moment),
-            ),
-        )
+        yield moment, (*sharding.terms_at(work, rank, moment), *_computed_at(work, moment))
 
 
-def joined(found: Iterable[Term], moments: Iterable[tuple[Moment, tuple[Term, ...]]]) -> tuple[Term, ...]:
+@lru_cache(maxsize=64)
+def _computed_at(work: Workload, moment: Moment) -> tuple[Term, ...]:
+    return (*activations_at(work, moment), *logits_at(work, moment), *workspaces_at(work, moment))
+
+
+def joined(found: Iterable[Term], moments: Iterable[tuple[Moment | str, tuple[Term, ...]]]) -> tuple[Term, ...]:
     """Terms with those of the moments: what is the same in two phases is one term, and no two have one name."""
     by_name = {term.name: term for term in found}
     for moment, terms in moments:
@@ -132,6 +161,17 @@ def joined(found: Iterable[Term], moments: Iterable[tuple[Moment, tuple[Term, ..
             else:
                 raise AssertionError(f"two terms are {made.name}, {moment}")
     return tuple(by_name.values())
+
+
+class Marked:
+    """Terms of which those of the first steps are marked already."""
+
+    def __init__(self, terms: tuple[Term, ...]) -> None:
+        self.terms = terms
+
+    def and_own(self, own: tuple[Term, ...]) -> tuple[Term, ...]:
+        """All terms of one class."""
+        return (*own, *self.terms)
 
 
 class Shared:

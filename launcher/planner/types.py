@@ -12,8 +12,8 @@ from launcher.spec import JobSpec
 class Phase(StrEnum):
     """The parts of a job that can each hold the peak, in the order they happen.
 
-    FIRST_STEP is the first optimizer step as a whole; FORWARD to OPTIMIZER are parts of every later one, which has
-    optimizer states from its beginning on.
+    FIRST_STEP is the first optimizer step as a whole, and with ZeRO-3, which learns the order of modules in it, the
+    second; FORWARD to OPTIMIZER are parts of every later one, which has optimizer states from its beginning on.
     """
 
     LOAD = "load"

@@ -10,7 +10,7 @@ from benchmarks.grid.compare import planned_bytes
 from launcher.planner.experts import merged_numels
 from launcher.planner.inventory import State
 from launcher.planner.moments import FORWARDS, MOMENTS, Place, Point
-from launcher.planner.ranks import plan_of_rank, rank_plans
+from launcher.planner.ranks import STEP, plan_of_rank, rank_plans
 from launcher.planner.sharding import fsdp, prefetch, rows, zero2, zero3_gathered
 from launcher.planner.sharding.allgather import Gathered
 from launcher.planner.types import Phase
@@ -154,6 +154,31 @@ def test_adapted_experts_are_fetched_with_their_router() -> None:
     first, last = zero3_gathered.live_bytes(work).blocks
     assert first.down == 0
     assert last.mlp == pytest.approx(3_316_252_672, rel=1e-3)
+
+
+def test_zero3s_first_steps_gather_nothing_ahead_of_a_loss() -> None:
+    """The order of a whole step is recorded in the second: at its loss nothing is gathered, and states are there."""
+    rank = only_rank(job(method="full", shard="zero3", gpus=8, nodes=8, global_batch=64))
+    first = {t.name: t.size_bytes for t in rank.terms if Phase.FIRST_STEP in t.phases}
+    loss = {t.name: t.size_bytes for t in rank.terms if Phase.BACKWARD in t.phases}
+    assert "log-softmax and its gradients" in first
+    assert "optimizer states, partition" in first
+    assert not [name for name in first if name.startswith("live parameters")]
+    assert [name for name in loss if name.startswith("live parameters")]
+
+
+def test_zero3_knows_the_order_by_its_second_step_under_accumulation() -> None:
+    rank = only_rank(job(method="full", shard="zero3", gpus=8, global_batch=16))
+    steady = max(rank.allocated_bytes_in(phase) for phase in STEP)
+    assert rank.allocated_bytes_in(Phase.FIRST_STEP) == steady
+
+
+def test_zero3_prefetches_in_its_first_forward_pass_as_in_an_evaluation() -> None:
+    """Nothing that comes after the head is gathered ahead, and without an order nothing at all."""
+    work = two_layers(method="full", shard="zero3")
+    alone, evaluation, step = (zero3_gathered.live_bytes(work, order) for order in prefetch.Order)  # type: ignore[arg-type]
+    assert (alone.loss, evaluation.loss) == (0, 0) < (step.loss, 0)
+    assert max(alone.blocks[0]) == 2 * 14_336 * 4_096 < max(evaluation.blocks[0]) <= max(step.blocks[0])
 
 
 def test_forward_passes_are_fullest_where_gathering_is() -> None:

@@ -6,6 +6,7 @@ own_terms(work, rank): those in which classes of ranks differ.
 terms_at(work, rank, moment): those that do, from the loss on.
 after_evaluation(work, moment): what a step that follows an evaluation, as the first does, has gathered at a moment;
 None where that is the same as in any step.
+first_steps(work): the first steps where they differ in more than states and what an evaluation leaves.
 GATHERS: the points of a forward pass, besides its blocks, at which gathering can make it the highest.
 fullest_block(work, moment): the block, counted from 1, in which a forward pass is at its highest.
 forward_terms(work, moment): what is gathered at a point of a forward pass, a step's or an evaluation's.
@@ -22,11 +23,28 @@ from launcher.planner.workload import Workload
 from launcher.spec import ShardKind
 
 
-class Sharding(Protocol):
-    """What a module of this package offers."""
+class Passing(Protocol):
+    """What there is at the moments of a step."""
 
     @property
     def GATHERS(self) -> tuple[Point, ...]: ...  # noqa: N802 - a constant of the module
+
+    def terms_at(self, work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]: ...
+
+    def fullest_block(self, work: Workload, moment: Moment) -> int: ...
+
+    def forward_terms(self, work: Workload, moment: Moment) -> tuple[Term, ...]: ...
+
+
+class FirstStep(Passing, Protocol):
+    """One of the first steps. has_states: whether the optimizer has made its states by its beginning."""
+
+    @property
+    def has_states(self) -> bool: ...
+
+
+class Sharding(Passing, Protocol):
+    """What a module of this package offers."""
 
     def rank_classes(self, work: Workload) -> tuple[tuple[range, int], ...]: ...
 
@@ -34,13 +52,9 @@ class Sharding(Protocol):
 
     def own_terms(self, work: Workload, rank: int) -> tuple[Term, ...]: ...
 
-    def terms_at(self, work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]: ...
-
     def after_evaluation(self, work: Workload, moment: Moment) -> tuple[Term, ...] | None: ...
 
-    def fullest_block(self, work: Workload, moment: Moment) -> int: ...
-
-    def forward_terms(self, work: Workload, moment: Moment) -> tuple[Term, ...]: ...
+    def first_steps(self, work: Workload) -> tuple[FirstStep, ...]: ...
 
 
 SHARDINGS: dict[ShardKind, Sharding] = {

@@ -79,6 +79,12 @@ def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
     return (*_so_far(work, moment), *_in_flight(work, moment))
 
 
+def first_steps(work: Workload) -> tuple[()]:
+    """None is different."""
+    del work
+    return ()
+
+
 def fullest_block(work: Workload, moment: Moment) -> int:
     """The last."""
     del moment

@@ -192,6 +192,12 @@ def groups(work: Workload) -> Groups:
     )
 
 
+def first_steps(work: Workload) -> tuple[()]:
+    """None is different."""
+    del work
+    return ()
+
+
 def fullest_block(work: Workload, moment: Moment) -> int:
     """The last."""
     del moment

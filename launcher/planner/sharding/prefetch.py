@@ -6,9 +6,9 @@ until a bucket is full or max_live_parameters are there (_fetch_sub_module_impl)
 already, and for modules without parameters too, so that it runs further and further ahead, over the loss into the
 backward pass. A use whose parameters are still there is passed over for good, and fetched when its turn comes.
 
-A module's parameters are released after its forward pass, however soon they are used again: what to release is
-cached by module and step (__params_to_release, lru_cache), and the evaluation before the first step, which has no
-backward pass, decided it first.
+A module's parameters are released after its forward pass, however soon the backward pass uses them again: what to
+release is cached by module and step (__params_to_release, lru_cache), and the evaluation before the first step, which
+has no backward pass, decided it first. What the forward pass itself uses again soon stays.
 """
 
 from __future__ import annotations
@@ -137,29 +137,31 @@ def _by_block(calls: Sequence[Call], inventory: Inventory, stored: Stored) -> It
     """The most in the parts of each block, from what is gathered in its modules."""
     begin = 0
     for number, block in _layers(inventory):
-        end = begin + len(_block_forward(block, number, stored))
-        attention, mlp, down = (
-            [call for call, part in zip(calls[begin:end], _parts(block), strict=True) if part is wanted]
-            for wanted in (Part.ATTENTION, Part.MLP, Part.END)
-        )
+        found = calls[begin : begin + len(_block_forward(block, number, stored))]
+        begin += len(found)
+        widest = _widest(block)
+        before, mlp, down = found[: widest.start], found[widest.start : widest.stop], found[widest.stop :]
         yield InBlock(
-            attention=max(max(max(call[:2]) for call in attention), max(call.fetching for call in mlp)),
+            attention=max(*map(_most, before), *(call.fetching for call in mlp)),
             mlp=max(call.after if down else call.running for call in mlp),
-            down=max((max(call[:2]) for call in down), default=0),
+            down=max(map(_most, down), default=0),
         )
-        begin = end
+
+
+def _most(call: Call) -> int:
+    return call.running if call.running > call.fetching else call.fetching
 
 
 @lru_cache(maxsize=64)
-def _parts(block: Block) -> tuple[Part, ...]:
-    """The part of a block that each of its modules' calls is in."""
-    names = [name for name, _ in _modules(block)]
-    widest = next(name for name in names if name in WIDEST)
-    return tuple(
-        Part.MLP if name == widest else Part.ATTENTION if _place(name) < _place(widest) else Part.END
-        for name, parameters in _modules(block)
-        for _ in _module_calls(name, parameters)
-    )
+def _widest(block: Block) -> range:
+    """The calls in a block of the module with which its MLP is at its widest."""
+    begin = 0
+    for name, parameters in _modules(block):
+        end = begin + sum(1 for _ in _module_calls(name, parameters))
+        if name in WIDEST:
+            return range(begin, end)
+        begin = end
+    raise AssertionError(f"none of {WIDEST}")
 
 
 def _follow(forward: Sequence[Use], backward: Sequence[Use], limits: Limits) -> tuple[list[Call], Gathered]:
@@ -170,11 +172,11 @@ def _follow(forward: Sequence[Use], backward: Sequence[Use], limits: Limits) -> 
     calls: list[Call] = []
     at, end = 0, len(queue)
     for step, use in enumerate(forward):
-        fetching = gathered.fetch(use)
+        fetching = gathered.fetch(use) if use else 0
         while at < end and queue[at][0] <= step:
             at += 1
-        room, ahead = min(limits.live - gathered.numel, limits.bucket), 0
         wanted: dict[int, Fetched] = {}
+        room, ahead = min(limits.live - gathered.numel, limits.bucket), 0
         while at < end and ahead < room:
             key, numel, _ = held = queue[at][1]
             if key not in gathered and key not in wanted:
@@ -249,6 +251,12 @@ def _layers(inventory: Inventory) -> Iterator[tuple[int, Block]]:
 @lru_cache(maxsize=512)
 def _block_forward(block: Block, number: int, stored: Stored) -> tuple[Use, ...]:
     return tuple(_calls(block, number, stored))
+
+
+def largest_use(block: Block, stored: Stored, part: Part) -> int:
+    """Bytes of the module that uses the most in a part of a block's backward pass."""
+    uses, begin = _block_forward(block, 0, stored), _widest(block).start
+    return max(sum(size for _, _, size in use) for use in (uses[begin:] if part is Part.MLP else uses[:begin]))
 
 
 def _calls(block: Block, number: int, stored: Stored) -> Iterator[Use]:

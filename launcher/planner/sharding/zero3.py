@@ -6,7 +6,9 @@ whole in a step, zero3_loading what is before.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 from launcher.planner.gradients import in_flight_numel
 from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Point
@@ -14,6 +16,7 @@ from launcher.planner.sharding import partition
 from launcher.planner.sharding import zero3_gathered as gathered
 from launcher.planner.sharding import zero3_layout as layout
 from launcher.planner.sharding import zero3_loading as loading
+from launcher.planner.sharding.prefetch import Order
 from launcher.planner.sharding.rows import KINDS, TRAINED
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.sharding.zero3_layout import PARTITIONS
@@ -65,10 +68,37 @@ def after_evaluation(work: Workload, moment: Moment) -> None:
     del work, moment
 
 
-def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
+def terms_at(work: Workload, rank: int, moment: Moment, order: Order = Order.STEP) -> tuple[Term, ...]:
     """Gathered parameters, and the gradient that is on its way to its partition."""
     del rank
-    return (*gathered.live_terms(work, moment), *gathered.expert_terms(work, moment), *_in_flight(work, moment))
+    return (*gathered.live_terms(work, moment, order), *gathered.expert_terms(work, moment), *_in_flight(work, moment))
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """A step in which no whole step's order is known."""
+
+    order: Order
+    has_states: bool
+    GATHERS: ClassVar[tuple[Point, ...]] = GATHERS
+
+    def fullest_block(self, work: Workload, moment: Moment) -> int:
+        return fullest_block(work, moment, self.order)
+
+    def forward_terms(self, work: Workload, moment: Moment) -> tuple[Term, ...]:
+        return forward_terms(work, moment, self.order)
+
+    def terms_at(self, work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
+        return terms_at(work, rank, moment, self.order)
+
+
+def first_steps(work: Workload) -> tuple[Early, ...]:
+    """The first step's forward pass goes by the order of the evaluation before it, which its backward pass finds to be
+    wrong (deepspeed 0.19.8 runtime/zero/partitioned_param_coordinator.py trace_prologue); the next pass is recorded
+    (reset_step), which is the second step's, or with accumulation the first's second; then all are alike."""
+    if work.accumulates:
+        return (Early(Order.STEP, has_states=True),)
+    return (Early(Order.EVALUATION, has_states=False), Early(Order.NONE, has_states=True))
 
 
 def _shards(work: Workload) -> tuple[Term, ...]:

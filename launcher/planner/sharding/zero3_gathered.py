@@ -14,7 +14,7 @@ from launcher.planner import quantisation
 from launcher.planner.activations import kept_by_earlier
 from launcher.planner.block import has_adapted_experts
 from launcher.planner.inventory import Held
-from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, HEAD, HEAD_FORWARD, Moment, Place, Point
+from launcher.planner.moments import BEFORE_GRADIENTS, EMBEDDING, HEAD, HEAD_FORWARD, Moment, Part, Place, Point
 from launcher.planner.sharding import prefetch
 from launcher.planner.sharding import zero3_layout as layout
 from launcher.planner.sharding.prefetch import Order
@@ -133,12 +133,25 @@ def live_terms(work: Workload, moment: Moment, order: Order = Order.STEP) -> tup
         moment in BEFORE_GRADIENTS and work.spec.train.loss is not Loss.CROSS_ENTROPY
     ):
         size_bytes = found.head
+    elif moment.part is not None and order is not Order.STEP:
+        size_bytes = _alone_in_backward(work, moment.part)
     elif moment.place is Place.LAST:
         size_bytes = found.last_block
     elif moment.place is Place.FIRST or moment is EMBEDDING:
         embedding, running = fetched_bytes(work)
         size_bytes = embedding + (running if moment.place is Place.FIRST else 0)
     return _gathered(work, moment, size_bytes)
+
+
+@lru_cache(maxsize=64)
+def _alone_in_backward(work: Workload, part: Part) -> int:
+    """What a block has in its backward pass with nothing gathered ahead: a module's parameters; and in its MLP, with
+    which that begins, all frozen ones where it is recomputed, for they are left to the module that asked for it
+    (partitioned_param_coordinator.py update_recompute_parameters)."""
+    block = work.inventory.largest_block
+    alone = prefetch.largest_use(block, _gathered_as(work), part)
+    frozen = [p for p in block.parameters if not p.state.is_trained]
+    return max(alone, _released_bytes(work, frozen)) if part is Part.MLP and work.checkpointing else alone
 
 
 def _gathered(work: Workload, moment: Moment, size_bytes: int) -> tuple[Term, ...]:
