@@ -6,6 +6,7 @@ Only safetensors files are read, and code that comes with a model is never run.
 from __future__ import annotations
 
 import functools
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ def load_model(spec: JobSpec, *, device: torch.device, read: Read = read_weights
     if waits_in_host_memory(spec):
         read = into_host_memory(read, device)
     model = read(spec.model, options)
+    if spec.shard.kind is ShardKind.ZERO3:
+        # zero.Init partitions a tied head, and that partition's own methods keep it (deepspeed 0.19.8
+        # runtime/zero/partition_parameters.py _convert_to_deepspeed_param).
+        gc.collect()
     if spec.method.kind is MethodKind.QLORA:
         keep_trainable_format(model)
     checkpoint_activations(model, spec.train.activation_checkpointing)

@@ -36,6 +36,12 @@ def test_no_traced_job_is_out_of_bounds(compared: list[Compared]) -> None:
     assert PERSISTENT_BOUND <= 0.03
 
 
+def test_no_phase_of_a_traced_job_is_out_of_bounds(compared: list[Compared]) -> None:
+    errors = {(one.case.name, phase): error for one in compared for phase, error in one.by_phase.items()}
+    assert len(errors) > 8 * WANTED_TRACES
+    assert {key: error for key, error in errors.items() if abs(error) > PEAK_BOUND} == {}
+
+
 def allowed_percent(case: Case) -> int:
     """What an interval has for the closed form's own error, beside what one GPU's is for."""
     return confidence(case.spec()).percent - ONE_RANK.percent

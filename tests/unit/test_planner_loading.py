@@ -42,7 +42,6 @@ def test_ddp_sends_a_quantised_models_values_beside_its_biases_piece() -> None:
 
 
 def test_loading_and_wrapping_are_as_traced_in_every_job_of_the_grid() -> None:
-    """But for two models tied under ZeRO-3, whose tracer's garbage was collected before the engine collected it."""
     traces = read_traces()
     compared = [compare(case, traces[case.name], 0) for case in grid() if case.name in traces]
     out = {
@@ -52,7 +51,7 @@ def test_loading_and_wrapping_are_as_traced_in_every_job_of_the_grid() -> None:
         if abs(one.by_phase[phase]) > 0.005
     }
     assert len(compared) > 200
-    assert out == {("qwen2.5-0.5b", None, Phase.WRAP), ("smollm2-135m", None, Phase.WRAP)}
+    assert out == set()
 
 
 @pytest.mark.parametrize(

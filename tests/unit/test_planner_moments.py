@@ -99,6 +99,7 @@ def test_prefetching_is_that_of_a_real_engine() -> None:
     assert found == prefetch.Live(
         embedding=found.embedding,
         blocks=found.blocks,
+        norm=loss + 2 * EMBEDDING,
         loss=loss,
         head=loss + 2 * EMBEDDING,
         last_block=loss + block,

@@ -58,11 +58,12 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """Bytes gathered: the most while the embedding is there, and in each block; what is there at the loss; and that
-    with what the backward pass begins with: the head's, and then the last block's."""
+    """Bytes gathered: the most while the embedding is there, and in each block; in the final norm; what is there at the
+    loss; and that with what the backward pass begins with: the head's, and then the last block's."""
 
     embedding: int
     blocks: tuple[InBlock, ...]
+    norm: int
     loss: int
     head: int
     last_block: int
@@ -127,6 +128,7 @@ def live(inventory: Inventory, stored: Stored, limits: Limits, order: Order, *, 
     return Live(
         embedding=max(max(call) for call in calls[: BEFORE_EMBEDDING + 1]),
         blocks=tuple(_by_block(calls[BEFORE_EMBEDDING + 1 + AFTER_EMBEDDING :], inventory, stored)),
+        norm=calls[-2].running,
         loss=ahead,
         head=ahead + head,
         last_block=ahead + sum(size for key, size in last.items() if key not in gathered),

@@ -102,7 +102,8 @@ def forward_terms(work: Workload, moment: Moment, order: Order = Order.STEP) -> 
     if moment.point in at_point:
         return _gathered(work, moment, at_point[moment.point])
     num_run = fullest_block(work, moment, order)
-    live = _gathered(work, moment, found.blocks[num_run - 1].at(moment.point))
+    in_block = found.blocks[num_run - 1].at(moment.point)
+    live = _gathered(work, moment, found.norm if moment.point is Point.NORM else in_block)
     if not moment.is_trained:
         return live
     kept = kept_bytes(work) * num_run // work.inventory.num_layers
@@ -114,6 +115,8 @@ def fullest_block(work: Workload, moment: Moment, order: Order = Order.STEP) -> 
     """The block, counted from 1, with which the most is there at a point of it: while what blocks keep grows, the
     prefetcher soon has gathered all that it may, and from then on less and less is left."""
     blocks = live_bytes(work, order).blocks
+    if moment.point is Point.NORM:
+        return len(blocks)
     rate = kept_bytes(work) // len(blocks) if moment.is_trained else 0
 
     def total(num_run: int) -> int:

@@ -52,13 +52,12 @@ def loading_terms(work: Workload) -> tuple[Term, ...]:
 
 
 def converting(work: Workload, later_bytes: int) -> tuple[Term, ...]:
-    """The engine partitions what is whole before it makes its buffers, which are later_bytes with the partitions. The
-    partition of a tied head is held by its own methods until garbage is collected: at the latest by defragment()."""
+    """The engine partitions what is whole before it makes its buffers, which are later_bytes with the partitions."""
     whole = states_loaded_whole(work)
     keeps = work.spec.shard.offload is not Offload.ALL
     partitions = sum(layout.shard_bytes(work, state) for state in State if state not in whole) if keeps else 0
     loaded = sum(count * _whole_bytes(work, p) for p, count in work.inventory.counted(*whole))
-    kept = partitions + quantisation.total_constants_bytes(work) + _tied_partition_bytes(work)
+    kept = partitions + quantisation.total_constants_bytes(work)
     most = kept + loaded + _most_partitioned_bytes(work)
     return term(
         "whole, until the engine is there",
@@ -66,7 +65,7 @@ def converting(work: Workload, later_bytes: int) -> tuple[Term, ...]:
         max(most - later_bytes, 0),
         (Phase.WRAP,),
         formula=f"{loaded:,} B whole, with partitions {most:,} B, in the place of {later_bytes:,} B that come later",
-        source=f"{layout.PARTITIONS} _convert_to_zero_parameters; deepspeed 0.19.8 runtime/zero/utils.py defragment",
+        source=f"{layout.PARTITIONS} _convert_to_zero_parameters",
     )
 
 
@@ -87,7 +86,8 @@ def _most_partitioned_bytes(work: Workload) -> int:
 
 
 def _tied_partition_bytes(work: Workload) -> int:
-    """zero.Init partitions a tied head as if it was none; the model ties it when all is loaded."""
+    """zero.Init partitions a tied head as if it was none; the model ties it when all is loaded, and the job then collects
+    that partition (jobs/model.py load_model)."""
     if not work.inventory.is_tied or is_loaded_whole(work) or work.spec.shard.offload is Offload.ALL:
         return 0
     return sum(_partition_bytes(work, p) for p in before_blocks(work.inventory))
