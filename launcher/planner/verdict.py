@@ -64,16 +64,16 @@ ONE_RANK = Confidence(
 # real libraries: `python -m benchmarks.closed_form --recorded` prints it, and tests hold the constants to it.
 DDP = Confidence(
     percent=ONE_RANK.percent + 3,
-    source="measured in two parts: 58 traced jobs lie within 2.9 %, 95 % of them within 1.3 %; on top as one rank",
+    source="measured in two parts: 58 traced jobs lie within 2.0 %, 95 % of them within 1.0 %; on top as one rank",
 )
 FSDP = Confidence(
     percent=ONE_RANK.percent + 3,
-    source="measured in two parts: 61 traced jobs lie within 2.8 %, 95 % of them within 1.1 %; on top as one rank. 35"
+    source="measured in two parts: 61 traced jobs lie within 2.8 %, 95 % of them within 1.0 %; on top as one rank. 35"
     " published peaks of 2 sources, all of FSDP1, lie within 3.7 %",
 )
 ZERO = Confidence(
     percent=17,
-    source="measured: 122 traced jobs lie within 3.8 %, 95 % of them within 1.7 %; 6 published process sizes of 2"
+    source="measured: 122 traced jobs lie within 3.4 %, 95 % of them within 1.7 %; 6 published process sizes of 2"
     " sources, rounded, lie within 16.3 %",
 )
 CPU = Confidence(
