@@ -86,8 +86,8 @@ def _most_partitioned_bytes(work: Workload) -> int:
 
 
 def _tied_partition_bytes(work: Workload) -> int:
-    """zero.Init partitions a tied head as if it was none; the model ties it when all is loaded, and the job then collects
-    that partition (jobs/model.py load_model)."""
+    """zero.Init partitions a tied head as if it was none; the model ties it when all is loaded, and the job then
+    collects that partition (jobs/model.py load_model)."""
     if not work.inventory.is_tied or is_loaded_whole(work) or work.spec.shard.offload is Offload.ALL:
         return 0
     return sum(_partition_bytes(work, p) for p in before_blocks(work.inventory))
