@@ -34,15 +34,15 @@ AFTER_EMBEDDING = 1  # rotary embeddings
 Use = tuple[Fetched, ...]  # of one module
 
 
-class InBlock(NamedTuple):
-    """The most bytes gathered in one block: up to its MLP, where that is at its widest, and in its last projection."""
+class InBlocks(NamedTuple):
+    """The most bytes gathered in each block: up to its MLP, where that is at its widest, and in its last projection."""
 
-    attention: int
-    mlp: int
-    down: int
+    attention: tuple[int, ...]
+    mlp: tuple[int, ...]
+    down: tuple[int, ...]
 
-    def at(self, point: Point | None) -> int:
-        """Those at a point of a forward pass."""
+    def at(self, point: Point | None) -> tuple[int, ...]:
+        """Those at a point of a forward pass, block by block."""
         if point is Point.ATTENTION:
             return self.attention
         return self.down if point is Point.DOWN else self.mlp
@@ -62,7 +62,7 @@ class Live:
     loss; and that with what the backward pass begins with: the head's, and then the last block's."""
 
     embedding: int
-    blocks: tuple[InBlock, ...]
+    blocks: InBlocks
     norm: int
     loss: int
     head: int
@@ -123,11 +123,12 @@ def live(inventory: Inventory, stored: Stored, limits: Limits, order: Order, *, 
     calls, gathered = _follow(forward, backward, NO_ORDER if order is Order.NONE else limits)
     ahead = gathered.size_bytes
     head = sum(size for key, _, size in forward[-1] if key not in gathered)
+    by_block = _by_block(calls[BEFORE_EMBEDDING + 1 + AFTER_EMBEDDING :], inventory, stored)
     number, block = tuple(_layers(inventory))[-1]
     last = {key: size for use in _block_forward(block, number, stored) for key, _, size in use}
     return Live(
         embedding=max(max(call) for call in calls[: BEFORE_EMBEDDING + 1]),
-        blocks=tuple(_by_block(calls[BEFORE_EMBEDDING + 1 + AFTER_EMBEDDING :], inventory, stored)),
+        blocks=InBlocks(*zip(*by_block, strict=True)),
         norm=calls[-2].running,
         loss=ahead,
         head=ahead + head,
@@ -135,18 +136,18 @@ def live(inventory: Inventory, stored: Stored, limits: Limits, order: Order, *, 
     )
 
 
-def _by_block(calls: Sequence[Call], inventory: Inventory, stored: Stored) -> Iterator[InBlock]:
-    """The most in the parts of each block, from what is gathered in its modules."""
+def _by_block(calls: Sequence[Call], inventory: Inventory, stored: Stored) -> Iterator[tuple[int, int, int]]:
+    """The most in the parts of each block, in the order of InBlocks, from what is gathered in its modules."""
     begin = 0
     for number, block in _layers(inventory):
         found = calls[begin : begin + len(_block_forward(block, number, stored))]
         begin += len(found)
         widest = _widest(block)
         before, mlp, down = found[: widest.start], found[widest.start : widest.stop], found[widest.stop :]
-        yield InBlock(
-            attention=max(*map(_most, before), *(call.fetching for call in mlp)),
-            mlp=max(call.after if down else call.running for call in mlp),
-            down=max(map(_most, down), default=0),
+        yield (
+            max(*map(_most, before), *(call.fetching for call in mlp)),
+            max(call.after if down else call.running for call in mlp),
+            max(map(_most, down), default=0),
         )
 
 

@@ -6,6 +6,7 @@ Source: deepspeed 0.19.8 runtime/zero/partition_parameters.py and partitioned_pa
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -46,6 +47,7 @@ def persistent_terms(work: Workload) -> tuple[Term, ...]:
     )
 
 
+@lru_cache(maxsize=64)
 def live_bytes(work: Workload, order: Order = Order.STEP) -> prefetch.Live:
     """What is gathered at a time, followed through a forward pass."""
     shard = work.spec.shard
@@ -102,7 +104,7 @@ def forward_terms(work: Workload, moment: Moment, order: Order = Order.STEP) -> 
     if moment.point in at_point:
         return _gathered(work, moment, at_point[moment.point])
     num_run = fullest_block(work, moment, order)
-    in_block = found.blocks[num_run - 1].at(moment.point)
+    in_block = found.blocks.at(moment.point)[num_run - 1]
     live = _gathered(work, moment, found.norm if moment.point is Point.NORM else in_block)
     if not moment.is_trained:
         return live
@@ -110,20 +112,23 @@ def forward_terms(work: Workload, moment: Moment, order: Order = Order.STEP) -> 
     return (*live, *_experts_kept(work, moment, but=1), *kept_terms(kept, (moment.phase,)))
 
 
-@lru_cache(maxsize=64)
 def fullest_block(work: Workload, moment: Moment, order: Order = Order.STEP) -> int:
     """The block, counted from 1, with which the most is there at a point of it: while what blocks keep grows, the
     prefetcher soon has gathered all that it may, and from then on less and less is left."""
-    blocks = live_bytes(work, order).blocks
+    totals = live_bytes(work, order).blocks.at(moment.point)
     if moment.point is Point.NORM:
-        return len(blocks)
-    rate = kept_bytes(work) // len(blocks) if moment.is_trained else 0
+        return len(totals)
+    if moment.is_trained:
+        totals = tuple(map(operator.add, totals, _kept_with_each_block(work)))
+    return len(totals) - totals[::-1].index(max(totals))
 
-    def total(num_run: int) -> int:
-        kept = rate * num_run + kept_by_earlier(work, num_run) if moment.is_trained else 0
-        return blocks[num_run - 1].at(moment.point) + kept
 
-    return max(range(len(blocks), 0, -1), key=total)
+@lru_cache(maxsize=64)
+def _kept_with_each_block(work: Workload) -> tuple[int, ...]:
+    """Bytes that are kept while each block runs: activations, and 4-bit weights."""
+    num_layers = work.inventory.num_layers
+    weights = kept_bytes(work) // num_layers
+    return tuple(weights * number + kept_by_earlier(work, number) for number in range(1, num_layers + 1))
 
 
 def live_terms(work: Workload, moment: Moment, order: Order = Order.STEP) -> tuple[Term, ...]:
