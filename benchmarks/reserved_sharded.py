@@ -2,8 +2,9 @@
 
 Jobs of every method and sharding are traced with the real libraries and the streams replayed with expandable segments,
 which the job asks for: without a limit, and with the least on which the job survives. launcher/planner/verdict.py takes
-what the closed form adds from here: no measurement is among it. Traces are kept (--cache) and not made again; --record
-writes the figures, and --recorded prints those without a trace. With --only, the others stay as they were recorded.
+what the closed form adds under ZeRO-2 from here, and the least that survives: no measurement is among it. Traces are
+kept (--cache) and not made again; --record writes the figures, and --recorded prints those without a trace. With
+--only, the others stay as they were recorded.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Left to itself transformers quantises every weight on the rank's GPU and leaves it there (5.23
 quantizers/quantizer_bnb_4bit.py update_device_map), so that each GPU must hold the whole model before it is sharded,
-and half of it again meanwhile. Here a weight is quantised on the GPU, which is many times as fast as a CPU at it, and
+and its shard beside it. Here a weight is quantised on the GPU, which is many times as fast as a CPU at it, and
 goes back to host RAM; fully_shard then takes one block after the other to the GPU (torch 2.13
 distributed/fsdp/_fully_shard/_fsdp_init.py _move_states_to_device).
 """

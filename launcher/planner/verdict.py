@@ -14,8 +14,9 @@ from launcher.spec import ActivationCheckpointing, JobSpec, ShardKind
 # whose streams (launcher/planner/stream) went through the allocator's replay: 1.00 to 1.23 and 1.15 to 1.30. The
 # replay itself meets 57 measured jobs on one GPU with a median of 0.9 % and 4 of FSDP2 within 1.3 %. ZeRO-2: the median
 # over 24 traced jobs (`python -m benchmarks.reserved_sharded`), which is 1.07 for DDP and 1.20 for FSDP2. For ZeRO-3 it
-# is 1.19; 9 published process sizes of 3 sources are met with a median of -1 % by 1.08 and of +9 % by 1.19, for a card
-# that is nearly full makes the allocator give back, so that it is the former.
+# is 1.19, and a single 8B job over 8 ranks had 1.08: 25.7 of 23.9 GiB. That is kept, for it is what 9 published process
+# sizes of 3 sources bear out (met with a median of -1 % by 1.08, of +9 % by 1.19). A card that is nearly full makes the
+# allocator give back, which may be why.
 RESERVED_PERCENT = {
     ShardKind.DDP: 108,
     ShardKind.FSDP: 118,

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from slurm.bed import files
 from slurm.bed.boot import Steps, head_steps, node_steps
-from slurm.bed.commands import ALL_NAMESPACES, Argv, clean_environment, inside, run
+from slurm.bed.commands import Argv, clean_environment, inside, run
 from slurm.bed.errors import BedError
-from slurm.bed.packages import install_command, missing_packages
+from slurm.bed.needs import require_what_it_needs
 from slurm.bed.processes import (
     INIT,
     PROC,
@@ -386,20 +386,3 @@ class Bed:
 
 def _as_json(steps: Steps) -> str:
     return json.dumps(steps, indent=0)
-
-
-def require_what_it_needs() -> None:
-    """Say everything that is missing, at once."""
-    missing = []
-    if sys.platform != "linux":
-        raise BedError("a bed is made of Linux namespaces")
-    if packages := missing_packages():
-        missing.append(f"packages: {' '.join(install_command(packages))}")
-    if os.geteuid() != 0:
-        missing.append("root: namespaces, mounts and links are made (sudo keeps everything inside them)")
-    elif not packages:
-        tried = run(("unshare", "--mount", *ALL_NAMESPACES[1:], "--fork", "true"), timeout_s=COMMAND_TIMEOUT_S)
-        if tried.returncode:
-            missing.append(f"the right to make namespaces (in a container: --privileged): {tried.stderr.strip()}")
-    if missing:
-        raise BedError("a bed needs\n" + "\n".join(f"  {each}" for each in missing))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from slurm.bed import Bed, BedError, BedSettings
-from slurm.bed.bed import require_what_it_needs
+from slurm.bed.needs import require_what_it_needs
 from tests.slurm.harness import assert_gone, heal, left_running
 
 

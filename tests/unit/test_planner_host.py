@@ -10,6 +10,7 @@ from launcher.planner import disk, host, quantisation
 from launcher.planner.constants import Key
 from launcher.planner.types import HostMoment
 from launcher.planner.workload import Workload
+from launcher.shards import waits_in_host_memory
 from launcher.spec import MethodKind
 from launcher.units import MIB
 from tests.planner_jobs import estimate, job
@@ -126,3 +127,12 @@ def test_disk_of_a_result() -> None:
     assert disk.total_bytes(disk.result_terms(work(method="full", shard="zero3", gpus=4))) == 2 * NUMEL
     assert disk.total_bytes(disk.result_terms(work())) == 4 * ADAPTER
     assert disk.total_bytes(disk.result_terms(work(shard="zero2", gpus=2))) == 2 * ADAPTER
+
+
+def test_what_waits_in_host_memory() -> None:
+    assert waits_in_host_memory(job(method="qlora", shard="fsdp", gpus=4))
+    assert waits_in_host_memory(job(method="qlora", shard="fsdp", gpus=4, quant_type="fp4"))
+    for options in ({"shard": "ddp"}, {"shard": "zero2"}, {"shard": "zero3"}, {"method": "lora"}, {"method": "full"}):
+        assert not waits_in_host_memory(job(**({"method": "qlora", "shard": "fsdp", "gpus": 4} | options)))
+    assert not waits_in_host_memory(job(method="qlora", shard="fsdp", gpus=4, quant_type="int8"))
+    assert not waits_in_host_memory(job(method="qlora", shard="fsdp", gpus=4, device="cpu"))

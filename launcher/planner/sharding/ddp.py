@@ -20,6 +20,7 @@ from launcher.planner.gradients import (
 )
 from launcher.planner.moments import EMBEDDING, HEAD, Moment, Point
 from launcher.planner.outside import managed_term
+from launcher.planner.sharding import alike
 from launcher.planner.sharding.broadcast import LIMIT_BYTES, broadcast_bytes
 from launcher.planner.sharding.loading import quantising
 from launcher.planner.sharding.tied import waiting_numel
@@ -32,6 +33,9 @@ SOURCE = "torch 2.13 csrc/distributed/c10d/reducer.cpp"
 ACCUMULATE_SOURCE = "torch 2.13 autograd AccumulateGrad"
 
 GATHERS: tuple[Point, ...] = ()  # every parameter is there
+after_evaluation = alike.after_evaluation
+first_steps = alike.first_steps
+fullest_block = alike.fullest_block
 
 
 def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
@@ -68,27 +72,10 @@ def own_terms(work: Workload, rank: int) -> tuple[Term, ...]:
     return ()
 
 
-def after_evaluation(work: Workload, moment: Moment) -> None:
-    """An evaluation leaves nothing."""
-    del work, moment
-
-
 def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
     """The gradients that exist, and the one just computed."""
     del rank
     return (*_so_far(work, moment), *_in_flight(work, moment))
-
-
-def first_steps(work: Workload) -> tuple[()]:
-    """None is different."""
-    del work
-    return ()
-
-
-def fullest_block(work: Workload, moment: Moment) -> int:
-    """The last."""
-    del moment
-    return work.inventory.num_layers
 
 
 def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:

@@ -38,7 +38,7 @@ from launcher.planner.moments import (
     Place,
     Point,
 )
-from launcher.planner.sharding import rows
+from launcher.planner.sharding import alike, rows
 from launcher.planner.sharding.fsdp_loading import loading_terms
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.terms import ALWAYS, FROM_FIRST_STEP, FROM_WRAP, at, term
@@ -52,6 +52,8 @@ SOURCE = "torch 2.13 distributed/fsdp/_fully_shard/_fsdp_param.py"
 COLLECTIVES = "torch 2.13 distributed/fsdp/_fully_shard/_fsdp_collectives.py"
 GROUPS = "accelerate 1.15 utils/fsdp_utils.py fsdp2_prepare_model"
 GATHERS = (Point.EMBEDDING, Point.FIRST_GATHER, Point.NEXT_GATHER, Point.NORM_GATHER, Point.HEAD_GATHER)
+first_steps = alike.first_steps
+fullest_block = alike.fullest_block
 
 
 def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
@@ -190,18 +192,6 @@ def groups(work: Workload) -> Groups:
         every_block=sum(size * copies for size, copies in blocks),
         flat_factor=0 if work.world_size == 1 else 1,
     )
-
-
-def first_steps(work: Workload) -> tuple[()]:
-    """None is different."""
-    del work
-    return ()
-
-
-def fullest_block(work: Workload, moment: Moment) -> int:
-    """The last."""
-    del moment
-    return work.inventory.num_layers
 
 
 def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:

@@ -13,7 +13,7 @@ from launcher.planner import optimizer
 from launcher.planner.gradients import in_flight_numel, is_of_embedding, running_parts
 from launcher.planner.inventory import Inventory
 from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Place, Point
-from launcher.planner.sharding import flat, partition
+from launcher.planner.sharding import alike, flat, partition
 from launcher.planner.sharding.loading import quantising
 from launcher.planner.sharding.tied import waiting_numel
 from launcher.planner.terms import FROM_WRAP, at, term
@@ -25,6 +25,9 @@ from launcher.spec import Offload
 SOURCE = "deepspeed 0.19.8 runtime/zero/stage_1_and_2.py"
 
 GATHERS: tuple[Point, ...] = ()  # every parameter is there
+after_evaluation = alike.after_evaluation
+first_steps = alike.first_steps
+fullest_block = alike.fullest_block
 
 
 def rank_classes(work: Workload) -> tuple[tuple[range, int], ...]:
@@ -73,27 +76,10 @@ def own_terms(work: Workload, rank: int) -> tuple[Term, ...]:
     return ()
 
 
-def after_evaluation(work: Workload, moment: Moment) -> None:
-    """An evaluation leaves nothing."""
-    del work, moment
-
-
 def terms_at(work: Workload, rank: int, moment: Moment) -> tuple[Term, ...]:
     """The buckets, what was reduced into this rank's gradients, and the gradient just computed."""
     reduced = () if is_offloaded(work) else _reduced(work, rank, moment)
     return (*_bucket(work, moment), *reduced, *_in_flight(work, moment))
-
-
-def first_steps(work: Workload) -> tuple[()]:
-    """None is different."""
-    del work
-    return ()
-
-
-def fullest_block(work: Workload, moment: Moment) -> int:
-    """The last."""
-    del moment
-    return work.inventory.num_layers
 
 
 def forward_terms(work: Workload, moment: Moment) -> tuple[Term, ...]:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from launcher.planner.gradients import in_flight_numel
 from launcher.planner.moments import AFTER_HEAD, BEFORE_GRADIENTS, EMBEDDING, HEAD, Moment, Point
-from launcher.planner.sharding import partition
+from launcher.planner.sharding import alike, partition
 from launcher.planner.sharding import zero3_gathered as gathered
 from launcher.planner.sharding import zero3_layout as layout
 from launcher.planner.sharding import zero3_loading as loading
@@ -29,6 +29,7 @@ from launcher.units import ceil_div
 
 SOURCE = "deepspeed 0.19.8 runtime/zero/stage3.py"
 GATHERS = (Point.EMBEDDING, Point.ATTENTION, Point.DOWN)
+after_evaluation = alike.after_evaluation
 forward_terms = gathered.forward_terms
 fullest_block = gathered.fullest_block
 
@@ -61,11 +62,6 @@ def own_terms(work: Workload, rank: int) -> tuple[Term, ...]:
     """Every rank holds the same."""
     del work, rank
     return ()
-
-
-def after_evaluation(work: Workload, moment: Moment) -> None:
-    """An evaluation leaves nothing."""
-    del work, moment
 
 
 def terms_at(work: Workload, rank: int, moment: Moment, order: Order = Order.STEP) -> tuple[Term, ...]:
